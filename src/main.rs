@@ -1,0 +1,3 @@
+//! All of Mixtral in one program.
+
+fn main() {}
