@@ -1,0 +1,40 @@
+# `make` alone lists what there is. Every recipe works on a fresh clone with Rust, make, and Python 3 with pip.
+
+CARGO ?= cargo
+PYTHON ?= python3
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint unit docs bench clean-demo
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Build a real mixture of experts out of a small model and ask it a question
+	@CARGO="$(CARGO)" PYTHON="$(PYTHON)" tools/demo
+
+# The test runner comes last, so that its summary is the last thing on the screen.
+test: lint docs unit ## Run every check and every test
+
+lint: ## Check the format, and clippy with warnings denied
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+docs: ## Build the documentation with warnings denied, and run its examples
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items --quiet
+	$(CARGO) test --locked --workspace --doc --quiet
+
+unit: ## Run unit, golden, property, command-line and tidy tests
+	PYTHON="$(PYTHON)" tests/fetch_tokenizers
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		set -x; $(CARGO) nextest run --locked --workspace --no-fail-fast; \
+	else \
+		set -x; $(CARGO) test --locked --workspace --lib --bins --tests --no-fail-fast; \
+	fi
+
+bench: ## Measure speed: make bench MODEL=file.gguf [PEERS="--peer NAME=path/to/llama-bench"]
+	@test -n "$(MODEL)" || { echo 'make bench: name a model, as in: make bench MODEL=demo/model.gguf' >&2; exit 2; }
+	$(CARGO) build --locked --release
+	$(PYTHON) bench/compare "$(MODEL)" $(PEERS)
+
+clean-demo: ## Remove what `make demo` made
+	rm -rf demo
