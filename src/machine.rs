@@ -155,3 +155,10 @@ mod tests {
         assert!(free_disk(Path::new("no/such/folder")).is_some());
     }
 }
+
+/// The processor's own name; `None` where the system does not tell.
+pub fn cpu_name() -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    line.split_once(':').map(|(_, name)| name.trim().to_string())
+}

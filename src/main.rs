@@ -1,3 +1,104 @@
-//! All of Mixtral in one program.
+//! All of Mixtral in one program: parse, call, print the error chain, exit.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod chat;
+mod convert;
+mod experts_view;
+mod format;
+mod generate;
+mod importance;
+mod inspect;
+mod logits;
+mod machine;
+mod model_options;
+mod plan;
+mod progress;
+mod quantize;
+mod render;
+mod sampling_options;
+mod synth;
+mod tokenize;
+mod upcycle;
+mod verify;
+mod whole_file;
+
+/// All of Mixtral in one program: run, convert, quantize, inspect and measure mixture-of-experts models on your own machine.
+#[derive(Parser)]
+#[command(name = "octet", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Continue a prompt
+    Generate(generate::Args),
+    /// Talk with a model in the terminal
+    Chat(chat::Args),
+    /// Tell what a model is, how large, and whether it fits this machine
+    Inspect(inspect::Args),
+    /// Check that every tensor is there, of the right shape, and finite; and checksums
+    Verify(verify::Args),
+    /// Predict memory and speed before loading
+    Plan(plan::Args),
+    /// Translate a checkpoint between Mistral's, Hugging Face's and GGUF's layouts
+    Convert(convert::Args),
+    /// Write a smaller GGUF with quantized weights
+    Quantize(quantize::Args),
+    /// Make a mixture of experts of one dense model, or of several of the same shape
+    Upcycle(upcycle::Args),
+    /// Show the tokens of a text
+    Tokenize(tokenize::Args),
+    /// Show the prompt that a conversation becomes
+    Render(render::Args),
+    /// Write logits, hidden states and routing for given token ids
+    Logits(logits::Args),
+    /// Measure prompt processing and generation
+    Bench(bench::Args),
+    /// Write a GGUF of exact shapes with random weights, to measure speed on
+    #[command(hide = true)]
+    Synth(synth::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Plan(args) => plan::run(args),
+        Command::Convert(args) => convert::run(args),
+        Command::Quantize(args) => quantize::run(args),
+        Command::Upcycle(args) => upcycle::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
+        Command::Render(args) => render::run(args),
+        Command::Logits(args) => logits::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Synth(args) => synth::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever closed the pipe has read enough: `octet tokenize MODEL TEXT | head` is no failure.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("octet: {}", one_line(&format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kinds = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    kinds.into_iter().any(|kind| kind == std::io::ErrorKind::BrokenPipe)
+}
+
+/// File names and metadata may hold line breaks; an error is one line all the same.
+fn one_line(message: &str) -> String {
+    message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

@@ -1,0 +1,80 @@
+//! Grouped-query attention with rotary positions: `wo · Attention(rope(wq x), rope(wk x), wv x)`.
+//!
+//! Every group of `n_heads / n_kv_heads` query heads shares one key and value head.
+
+use octet_checkpoint::LayerTensor;
+use octet_kernels::{Activations, AttentionScratch, PackedMatrix, Product, Queries, RopeAngles, ThreadPool, matmul};
+
+use crate::{Batch, Config, KvCache, Record};
+
+/// The four matrices of a layer's attention.
+pub(crate) struct Attention {
+    pub(crate) wq: PackedMatrix,
+    pub(crate) wk: PackedMatrix,
+    pub(crate) wv: PackedMatrix,
+    pub(crate) wo: PackedMatrix,
+}
+
+/// Buffers of one forward pass; `n` is the number of tokens.
+#[derive(Default)]
+pub(crate) struct AttentionBuffers {
+    /// `[n, n_heads * head_dim]`.
+    q: Vec<f32>,
+    /// `[n, n_kv_heads * head_dim]`.
+    k: Vec<f32>,
+    /// `[n, n_kv_heads * head_dim]`.
+    v: Vec<f32>,
+    /// `[n, n_heads * head_dim]`.
+    attended: Vec<f32>,
+    attended_rows: Activations,
+    scratch: AttentionScratch,
+}
+
+/// What all layers of one forward pass share.
+pub(crate) struct Step<'a> {
+    pub(crate) pool: &'a ThreadPool,
+    pub(crate) config: &'a Config,
+    /// Rotary angles of every token.
+    pub(crate) angles: &'a RopeAngles,
+    pub(crate) batch: &'a Batch,
+}
+
+impl Attention {
+    /// `out [n, dim]` = attention over `x`, the normed residual stream; keys and values join the cache.
+    pub(crate) fn forward(
+        &self,
+        step: &Step<'_>,
+        layer: usize,
+        x: &Activations,
+        cache: &mut KvCache,
+        buffers: &mut AttentionBuffers,
+        record: &mut dyn Record,
+        out: &mut [f32],
+    ) {
+        let AttentionBuffers { q, k, v, attended, attended_rows, scratch } = buffers;
+        let (n, config) = (step.batch.tokens.len(), step.config);
+        q.resize(n * config.q_dim(), 0.0);
+        k.resize(n * config.kv_dim(), 0.0);
+        v.resize(n * config.kv_dim(), 0.0);
+        attended.resize(n * config.q_dim(), 0.0);
+        matmul(
+            step.pool,
+            &mut [
+                Product { w: &self.wq, x, y: q },
+                Product { w: &self.wk, x, y: k },
+                Product { w: &self.wv, x, y: v },
+            ],
+        );
+        step.angles.apply(q);
+        step.angles.apply(k);
+        let (tables, pages) = cache.split();
+        let queries = step.batch.runs.iter().map(|run| tables.queries(run));
+        pages.append_all(step.pool, layer, queries.clone(), k, v);
+        octet_kernels::attention(step.pool, q, pages, layer, queries, config.sliding_window, scratch, attended);
+        if record.wants_inputs() {
+            record.input(layer, LayerTensor::Wo, attended, config.q_dim());
+        }
+        attended_rows.set(step.pool, attended, config.q_dim());
+        matmul(step.pool, &mut [Product { w: &self.wo, x: attended_rows, y: out }]);
+    }
+}

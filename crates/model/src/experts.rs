@@ -1,0 +1,92 @@
+//! The sparse feed-forward block: `y = Σ_k p_k · w2_k (silu(w1_k x) ⊙ (w3_k x))` over the experts that the router chose.
+
+use octet_checkpoint::{ExpertMatrix, LayerTensor};
+use octet_kernels::{Activations, Expert, ExpertScratch, PackedMatrix, Product, Routes, ThreadPool, matmul, swiglu};
+
+use crate::{Record, Routing};
+
+/// The three matrices of an expert.
+pub(crate) struct ExpertWeights {
+    pub(crate) w1: PackedMatrix,
+    pub(crate) w2: PackedMatrix,
+    pub(crate) w3: PackedMatrix,
+}
+
+/// `y [tokens, dim]` = the weighted sum of the chosen experts' answers to `x`.
+pub(crate) fn forward(
+    pool: &ThreadPool,
+    experts: &[ExpertWeights],
+    x: &Activations,
+    routing: &Routing,
+    scratch: &mut ExpertScratch,
+    y: &mut [f32],
+) {
+    let routes = Routes { experts: &routing.experts, weights: &routing.weights, per_token: routing.per_token };
+    octet_kernels::experts(pool, experts.iter().map(ExpertWeights::as_kernel), x, &routes, scratch, y);
+}
+
+impl ExpertWeights {
+    fn as_kernel(&self) -> Expert<'_> {
+        Expert { w1: &self.w1, w2: &self.w2, w3: &self.w3 }
+    }
+
+    /// Bytes of the three packed matrices.
+    pub(crate) fn bytes(&self) -> usize {
+        self.w1.bytes() + self.w2.bytes() + self.w3.bytes()
+    }
+}
+
+/// The same, one expert after the other by plain products, so that the inputs of every matrix can be recorded.
+/// `x [tokens, dim]` as floats.
+pub(crate) fn forward_recorded(
+    pool: &ThreadPool,
+    layer: usize,
+    experts: &[ExpertWeights],
+    x: &[f32],
+    routing: &Routing,
+    record: &mut dyn Record,
+    y: &mut [f32],
+) {
+    y.fill(0.0);
+    let dim = experts[0].w1.cols();
+    for (index, expert) in experts.iter().enumerate() {
+        let chosen: Vec<(usize, f32)> = (routing.experts.iter().zip(&routing.weights).enumerate())
+            .filter(|(_, (e, _))| **e as usize == index)
+            .map(|(at, (_, weight))| (at / routing.per_token, *weight))
+            .collect();
+        if chosen.is_empty() {
+            continue;
+        }
+        let input: Vec<f32> = chosen.iter().flat_map(|&(token, _)| &x[token * dim..][..dim]).copied().collect();
+        let answers = answer(pool, layer, index, expert, &input, record);
+        for (&(token, weight), answer) in chosen.iter().zip(answers.chunks_exact(dim)) {
+            y[token * dim..][..dim].iter_mut().zip(answer).for_each(|(y, a)| *y += weight * a);
+        }
+    }
+}
+
+/// One expert on `x [rows, dim]`; gives `[rows, dim]`.
+fn answer(
+    pool: &ThreadPool,
+    layer: usize,
+    index: usize,
+    expert: &ExpertWeights,
+    x: &[f32],
+    record: &mut dyn Record,
+) -> Vec<f32> {
+    let (dim, hidden_dim) = (expert.w1.cols(), expert.w1.rows());
+    let n = x.len() / dim;
+    record.input(layer, LayerTensor::Expert(index, ExpertMatrix::W1), x, dim);
+    record.input(layer, LayerTensor::Expert(index, ExpertMatrix::W3), x, dim);
+    let mut rows = Activations::new();
+    rows.set(pool, x, dim);
+    let (mut gate, mut up) = (vec![0.0; n * hidden_dim], vec![0.0; n * hidden_dim]);
+    matmul(pool, &mut [Product { w: &expert.w1, x: &rows, y: &mut gate }, Product { w: &expert.w3, x: &rows, y: &mut up }]);
+    let mut hidden = vec![0.0; n * hidden_dim];
+    swiglu(&gate, &up, &mut hidden);
+    record.input(layer, LayerTensor::Expert(index, ExpertMatrix::W2), &hidden, hidden_dim);
+    rows.set(pool, &hidden, hidden_dim);
+    let mut y = vec![0.0; n * dim];
+    matmul(pool, &mut [Product { w: &expert.w2, x: &rows, y: &mut y }]);
+    y
+}

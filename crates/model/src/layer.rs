@@ -1,0 +1,106 @@
+//! A decoder layer: `x += attention(norm(x)); x += experts(norm(x))`.
+
+use octet_checkpoint::LayerTensor;
+use octet_kernels::{Activations, ExpertScratch, PackedMatrix, add_assign, rms_norm};
+
+use crate::attention::{Attention, AttentionBuffers, Step};
+use crate::experts::{self, ExpertWeights};
+use crate::{KvCache, Record, Routing};
+
+/// The weights of a layer.
+pub(crate) struct Layer {
+    /// `[dim]`.
+    pub(crate) attention_norm: Vec<f32>,
+    pub(crate) attention: Attention,
+    /// `[dim]`.
+    pub(crate) ffn_norm: Vec<f32>,
+    /// `[num_experts, dim]`; `None` in dense models.
+    pub(crate) router: Option<PackedMatrix>,
+    pub(crate) experts: Vec<ExpertWeights>,
+}
+
+/// Buffers that all layers share.
+#[derive(Default)]
+pub(crate) struct LayerBuffers {
+    /// Normed residual stream `[n, dim]`.
+    normed: Vec<f32>,
+    rows: Activations,
+    /// What a block adds to the stream, `[n, dim]`.
+    delta: Vec<f32>,
+    pub(crate) routing: Routing,
+    attention: AttentionBuffers,
+    scratch: ExpertScratch,
+}
+
+impl Layer {
+    /// Advances the residual stream `x [n, dim]` through this layer, in place.
+    pub(crate) fn forward(
+        &self,
+        step: &Step<'_>,
+        index: usize,
+        x: &mut [f32],
+        cache: &mut KvCache,
+        buffers: &mut LayerBuffers,
+        record: &mut dyn Record,
+    ) {
+        let LayerBuffers { normed, rows, delta, routing, attention, scratch } = buffers;
+        let dim = step.config.dim;
+        normed.resize(x.len(), 0.0);
+        delta.resize(x.len(), 0.0);
+
+        norm_rows(x, &self.attention_norm, step.config.norm_eps, normed);
+        rows.set(step.pool, normed, dim);
+        if record.wants_inputs() {
+            for tensor in [LayerTensor::Wq, LayerTensor::Wk, LayerTensor::Wv] {
+                record.input(index, tensor, normed, dim);
+            }
+        }
+        self.attention.forward(step, index, rows, cache, attention, record, delta);
+        add_assign(x, delta);
+
+        norm_rows(x, &self.ffn_norm, step.config.norm_eps, normed);
+        rows.set(step.pool, normed, dim);
+        self.route(step, rows, routing);
+        record.routing(index, routing);
+        if record.wants_inputs() {
+            experts::forward_recorded(step.pool, index, &self.experts, normed, routing, record, delta);
+        } else {
+            experts::forward(step.pool, &self.experts, rows, routing, scratch, delta);
+        }
+        add_assign(x, delta);
+    }
+
+    fn route(&self, step: &Step<'_>, rows: &Activations, routing: &mut Routing) {
+        let asked = step.batch.experts_per_token.unwrap_or(step.config.num_experts_per_tok);
+        match &self.router {
+            Some(wg) => routing.route(step.pool, wg, rows, asked),
+            None => routing.all_to_one(rows.rows()),
+        }
+    }
+}
+
+/// RMS norm of every row of `x [n, dim]`.
+pub(crate) fn norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+        rms_norm(x, weight, eps, out);
+    }
+}
+
+impl Layer {
+    /// Bytes of this layer's packed weights.
+    pub(crate) fn weights_bytes(&self) -> usize {
+        self.shared_bytes() + self.experts.iter().map(ExpertWeights::bytes).sum::<usize>()
+    }
+
+    /// Bytes that a token reads when `per_token` experts work on it.
+    pub(crate) fn active_bytes(&self, per_token: usize) -> usize {
+        self.shared_bytes() + self.experts.iter().take(per_token).map(ExpertWeights::bytes).sum::<usize>()
+    }
+
+    fn shared_bytes(&self) -> usize {
+        let Attention { wq, wk, wv, wo } = &self.attention;
+        let norms = (self.attention_norm.len() + self.ffn_norm.len()) * 4;
+        let router = self.router.as_ref().map_or(0, PackedMatrix::bytes);
+        [wq, wk, wv, wo].iter().map(|w| w.bytes()).sum::<usize>() + norms + router
+    }
+}

@@ -1,0 +1,32 @@
+//! What is written down while a batch runs: nothing in serving, hidden states for `octet logits`, choices for
+//! routing reports, inputs of matrices for an importance matrix.
+
+use octet_checkpoint::LayerTensor;
+
+use crate::Routing;
+
+/// Watches a forward pass. Every method does nothing unless overridden.
+pub trait Record {
+    /// The residual stream `[tokens, dim]`: `index` 0 after the embedding, `l` after layer `l - 1`, and `n_layers` after
+    /// the last norm (as transformers counts them, so the last layer's own output is not reported).
+    fn hidden(&mut self, _index: usize, _x: &[f32]) {}
+
+    /// What the router of `layer` said and chose.
+    fn routing(&mut self, _layer: usize, _routing: &Routing) {}
+
+    /// True if [`Record::input`] wants to be called: the layers then run their plain, unfused way.
+    fn wants_inputs(&self) -> bool {
+        false
+    }
+
+    /// `x [rows, cols]` is about to be multiplied by `tensor` of `layer`.
+    fn input(&mut self, _layer: usize, _tensor: LayerTensor, _x: &[f32], _cols: usize) {}
+
+    /// `x [rows, dim]` is about to be multiplied by the output head.
+    fn head_input(&mut self, _x: &[f32]) {}
+}
+
+/// Writes nothing down.
+pub struct Nothing;
+
+impl Record for Nothing {}

@@ -1,0 +1,174 @@
+//! The decoder: embedding, layers, last norm, output head.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use octet_checkpoint::{Checkpoint, ElementType};
+use octet_kernels::{Activations, PackedMatrix, Product, Rope, RopeAngles, ThreadPool, matmul};
+
+use crate::attention::Step;
+use crate::embedding::Embedding;
+use crate::layer::{Layer, LayerBuffers, norm_rows};
+use crate::{Batch, Config, Error, KvCache, Record, weights};
+
+/// How a model is loaded.
+#[derive(Default)]
+pub struct LoadOptions<'a> {
+    /// Quantize float matrices to this type while they are read; `None` keeps what the file holds.
+    pub quantize: Option<ElementType>,
+    /// Called with bytes read so far and bytes in all.
+    pub progress: Option<&'a mut dyn FnMut(u64, u64)>,
+}
+
+/// A model, ready to run: weights packed for this machine, and the threads to run them on.
+pub struct Transformer {
+    config: Config,
+    pool: ThreadPool,
+    embedding: Embedding,
+    pub(crate) layers: Vec<Layer>,
+    /// `[dim]`.
+    norm: Vec<f32>,
+    /// `[vocab_size, dim]`.
+    output: PackedMatrix,
+    rope: Rope,
+}
+
+/// Buffers of a forward pass, reused from step to step so that the steady state allocates nothing.
+#[derive(Default)]
+pub struct Workspace {
+    /// Residual stream `[n, dim]`.
+    x: Vec<f32>,
+    positions: Vec<usize>,
+    angles: RopeAngles,
+    embedding_row: Vec<u8>,
+    layer: LayerBuffers,
+    /// Rows whose logits are wanted, normed, `[logit_rows, dim]`.
+    wanted: Vec<f32>,
+    normed: Vec<f32>,
+    wanted_rows: Activations,
+    /// `[logit_rows, vocab_size]`.
+    logits: Vec<f32>,
+}
+
+impl Transformer {
+    /// Opens the checkpoint at `path` and packs its weights, with `threads` threads.
+    ///
+    /// # Errors
+    /// If the checkpoint cannot be read, or describes no model that we can run.
+    pub fn open(path: &Path, threads: usize, options: LoadOptions<'_>) -> Result<Transformer, Error> {
+        Transformer::load(Arc::new(Checkpoint::open(path)?), threads, options)
+    }
+
+    /// Packs the weights of an opened checkpoint.
+    ///
+    /// # Errors
+    /// As [`Transformer::open`].
+    pub fn load(checkpoint: Arc<Checkpoint>, threads: usize, options: LoadOptions<'_>) -> Result<Transformer, Error> {
+        let config = Config::new(checkpoint.params())?;
+        let pool = ThreadPool::new(threads);
+        let weights = weights::load(&checkpoint, &config, &pool, options)?;
+        let rope = Rope::new(config.head_dim, config.rope_theta);
+        let embedding = Embedding::new(checkpoint)?;
+        Ok(Transformer { config, pool, embedding, layers: weights.layers, norm: weights.norm, output: weights.output, rope })
+    }
+
+    /// The shape of the model.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The threads that the model runs on.
+    pub fn pool(&self) -> &ThreadPool {
+        &self.pool
+    }
+
+    /// Bytes of packed weights in memory.
+    pub fn weights_bytes(&self) -> usize {
+        let layers = self.layers.iter().map(Layer::weights_bytes).sum::<usize>();
+        layers + self.output.bytes() + self.norm.len() * 4
+    }
+
+    /// Bytes of weights that one generated token reads.
+    pub fn active_bytes(&self) -> usize {
+        let per_token = self.config.num_experts_per_tok;
+        let layers = self.layers.iter().map(|layer| layer.active_bytes(per_token)).sum::<usize>();
+        layers + self.output.bytes() + self.norm.len() * 4
+    }
+
+    /// Runs a batch: its tokens join `cache`, and the logits `[logit_rows, vocab_size]` of the rows that it asked for come
+    /// back.
+    ///
+    /// Bits of a row of logits do not depend on what else is in the batch, on how a prompt was cut into batches, or on the
+    /// number of threads.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, or no room in the cache; nothing has changed then.
+    pub fn forward<'w>(
+        &self,
+        batch: &Batch,
+        cache: &mut KvCache,
+        workspace: &'w mut Workspace,
+        record: &mut dyn Record,
+    ) -> Result<&'w [f32], Error> {
+        self.check(batch)?;
+        admit(batch, cache, &mut workspace.positions)?;
+        let Workspace { x, positions, angles, embedding_row, layer: buffers, wanted, normed, wanted_rows, logits } = workspace;
+        let dim = self.config.dim;
+        x.resize(batch.tokens.len() * dim, 0.0);
+        self.embedding.look_up(&batch.tokens, dim, embedding_row, x);
+        record.hidden(0, x);
+        self.rope.angles(positions, angles);
+        let step = Step { pool: &self.pool, config: &self.config, angles, batch };
+        for (index, layer) in self.layers.iter().enumerate() {
+            layer.forward(&step, index, x, cache, buffers, record);
+            if index + 1 < self.layers.len() {
+                record.hidden(index + 1, x);
+            }
+        }
+        normed.resize(x.len(), 0.0);
+        norm_rows(x, &self.norm, self.config.norm_eps, normed);
+        record.hidden(self.layers.len(), normed);
+        wanted.clear();
+        batch.logit_rows.iter().for_each(|&row| wanted.extend_from_slice(&normed[row * dim..][..dim]));
+        record.head_input(wanted);
+        logits.resize(batch.logit_rows.len() * self.config.vocab_size, 0.0);
+        if !wanted.is_empty() {
+            wanted_rows.set(&self.pool, wanted, dim);
+            matmul(&self.pool, &mut [Product { w: &self.output, x: wanted_rows, y: logits }]);
+        }
+        Ok(logits)
+    }
+
+    fn check(&self, batch: &Batch) -> Result<(), Error> {
+        let n: usize = batch.runs.iter().map(|run| run.n_tokens).sum();
+        assert_eq!(n, batch.tokens.len(), "the runs of a batch cover its tokens");
+        assert!(batch.logit_rows.iter().all(|&row| row < n), "logits are asked for rows of the batch");
+        let vocab_size = self.config.vocab_size;
+        if let Some(&id) = batch.tokens.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(Error::TokenOutsideVocabulary { id, vocab_size });
+        }
+        match batch.experts_per_token {
+            Some(asked) if asked == 0 || asked > self.config.num_experts => Err(Error::Config(format!(
+                "{asked} experts per token cannot be: this model has {} experts",
+                self.config.num_experts
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Makes room in the cache for every run, or for none, and tells the position of every token.
+fn admit(batch: &Batch, cache: &mut KvCache, positions: &mut Vec<usize>) -> Result<(), Error> {
+    positions.clear();
+    for (done, run) in batch.runs.iter().enumerate() {
+        let first = cache.len(run.sequence);
+        if let Err(error) = cache.extend(run.sequence, run.n_tokens) {
+            for earlier in &batch.runs[..done] {
+                cache.truncate(earlier.sequence, cache.len(earlier.sequence) - earlier.n_tokens);
+            }
+            return Err(error);
+        }
+        positions.extend(first..first + run.n_tokens);
+    }
+    Ok(())
+}

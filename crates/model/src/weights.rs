@@ -1,0 +1,138 @@
+//! From the checkpoint's bytes to packed matrices: each tensor is read once, packed by all threads, and its file pages are
+//! let go, so that resident memory holds one copy of the weights.
+
+use octet_checkpoint::{Checkpoint, ElementType, ExpertMatrix, LayerTensor, Tensor, TensorName};
+use octet_kernels::blocks::dequantize_row;
+use octet_kernels::quantize::{fallback, quantize_row};
+use octet_kernels::{PackedMatrix, ThreadPool};
+
+use crate::attention::Attention;
+use crate::experts::ExpertWeights;
+use crate::layer::Layer;
+use crate::{Config, Error, LoadOptions};
+
+/// Everything but the embedding table.
+pub(crate) struct Weights {
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Vec<f32>,
+    pub(crate) output: PackedMatrix,
+}
+
+/// Reads and packs all weights.
+pub(crate) fn load(
+    checkpoint: &Checkpoint,
+    config: &Config,
+    pool: &ThreadPool,
+    options: LoadOptions<'_>,
+) -> Result<Weights, Error> {
+    let total = checkpoint.params().tensors().filter_map(|name| checkpoint.find(name)).map(|t| bytes(&t)).sum();
+    let mut loader = Loader { checkpoint, pool, options, done: 0, total };
+    let layers = (0..config.n_layers).map(|index| loader.layer(config, index)).collect::<Result<_, _>>()?;
+    let norm = loader.vector(TensorName::OutputNorm)?;
+    let output = match checkpoint.params().tied_embeddings {
+        true => loader.matrix(TensorName::TokenEmbedding)?,
+        false => loader.matrix(TensorName::Output)?,
+    };
+    Ok(Weights { layers, norm, output })
+}
+
+fn bytes(tensor: &Tensor<'_>) -> u64 {
+    tensor.rows() as u64 * tensor.row_bytes() as u64
+}
+
+struct Loader<'a, 'p> {
+    checkpoint: &'a Checkpoint,
+    pool: &'a ThreadPool,
+    options: LoadOptions<'p>,
+    done: u64,
+    total: u64,
+}
+
+impl Loader<'_, '_> {
+    fn layer(&mut self, config: &Config, index: usize) -> Result<Layer, Error> {
+        use LayerTensor::*;
+        let at = |tensor| TensorName::Layer(index, tensor);
+        Ok(Layer {
+            attention_norm: self.vector(at(AttentionNorm))?,
+            attention: Attention {
+                wq: self.matrix(at(Wq))?,
+                wk: self.matrix(at(Wk))?,
+                wv: self.matrix(at(Wv))?,
+                wo: self.matrix(at(Wo))?,
+            },
+            ffn_norm: self.vector(at(FfnNorm))?,
+            router: if config.routed { Some(self.router(at(Router))?) } else { None },
+            experts: (0..config.num_experts)
+                .map(|e| {
+                    Ok(ExpertWeights {
+                        w1: self.matrix(at(Expert(e, ExpertMatrix::W1)))?,
+                        w2: self.matrix(at(Expert(e, ExpertMatrix::W2)))?,
+                        w3: self.matrix(at(Expert(e, ExpertMatrix::W3)))?,
+                    })
+                })
+                .collect::<Result<_, Error>>()?,
+        })
+    }
+
+    fn vector(&mut self, name: TensorName) -> Result<Vec<f32>, Error> {
+        let tensor = self.checkpoint.tensor(name)?;
+        let values = floats(&tensor, 0..1);
+        self.count(&tensor);
+        Ok(values)
+    }
+
+    /// The router runs in f32 whatever its file holds.
+    fn router(&mut self, name: TensorName) -> Result<PackedMatrix, Error> {
+        let tensor = self.checkpoint.tensor(name)?;
+        let read = |rows: std::ops::Range<usize>, out: &mut [u8]| {
+            for (bytes, value) in out.chunks_exact_mut(4).zip(floats(&tensor, rows)) {
+                bytes.copy_from_slice(&value.to_le_bytes());
+            }
+        };
+        let packed = PackedMatrix::pack(self.pool, ElementType::F32, tensor.rows(), tensor.cols(), &read);
+        self.count(&tensor);
+        Ok(packed)
+    }
+
+    fn matrix(&mut self, name: TensorName) -> Result<PackedMatrix, Error> {
+        let tensor = self.checkpoint.tensor(name)?;
+        let (rows, cols) = (tensor.rows(), tensor.cols());
+        let packed = match self.options.quantize {
+            Some(asked) if !tensor.element_type().is_quantized() => {
+                let to = fallback(asked, cols);
+                PackedMatrix::pack(self.pool, to, rows, cols, &|rows, out| quantized(&tensor, to, rows, out))
+            }
+            _ => PackedMatrix::pack(self.pool, tensor.element_type(), rows, cols, &|rows, out| tensor.read_rows(rows, out)),
+        };
+        self.count(&tensor);
+        Ok(packed)
+    }
+
+    fn count(&mut self, tensor: &Tensor<'_>) {
+        tensor.forget_pages();
+        self.done += bytes(tensor);
+        if let Some(progress) = &mut self.options.progress {
+            progress(self.done, self.total);
+        }
+    }
+}
+
+/// Rows of a tensor as floats.
+fn floats(tensor: &Tensor<'_>, rows: std::ops::Range<usize>) -> Vec<f32> {
+    let mut bytes = vec![0; rows.len() * tensor.row_bytes()];
+    let mut values = vec![0.0; rows.len() * tensor.cols()];
+    tensor.read_rows(rows, &mut bytes);
+    for (bytes, values) in bytes.chunks_exact(tensor.row_bytes()).zip(values.chunks_exact_mut(tensor.cols())) {
+        dequantize_row(tensor.element_type(), bytes, values);
+    }
+    values
+}
+
+/// Rows of a float tensor, quantized on the way: full precision is held for these rows alone.
+fn quantized(tensor: &Tensor<'_>, to: ElementType, rows: std::ops::Range<usize>, out: &mut [u8]) {
+    let row_bytes = out.len() / rows.len().max(1);
+    let values = floats(tensor, rows);
+    for (values, out) in values.chunks_exact(tensor.cols()).zip(out.chunks_exact_mut(row_bytes.max(1))) {
+        quantize_row(to, values, None, out);
+    }
+}

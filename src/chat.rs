@@ -1,0 +1,304 @@
+//! `octet chat`: a conversation in the terminal.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail};
+use octet_engine::{Event, Flow, Generator};
+use octet_tokenizer::{ChatFormat, Conversation};
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+
+use crate::generate::statistics;
+use crate::model_options::{ModelOptions, chat_format};
+use crate::sampling_options::SamplingOptions;
+
+/// Talk with a model in the terminal
+///
+/// A line that ends with a backslash goes on in the next; """ begins and ends a longer text. Ctrl-C stops an answer,
+/// Ctrl-D leaves. /help lists the commands.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelOptions,
+    /// A system message
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// File that remembers what was typed; `none` for no file [default: octet/history in the user's state folder]
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
+    #[command(flatten)]
+    sampling: SamplingOptions,
+}
+
+const HELP: &str = "\
+  /system TEXT         set the system message; without TEXT show it
+  /reset               begin a new conversation
+  /save FILE           write the conversation as JSON
+  /params              list the sampling settings
+  /params NAME VALUE   change one; `off` removes a limit
+  /help                this list
+  /exit                leave (as Ctrl-D does)
+  \\ at a line's end    goes on in the next line
+  \"\"\"                  begins and ends a text of several lines
+  Ctrl-C               stops the answer";
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    args.sampling.sampling().check(u32::MAX as usize)?;
+    let generator = args.model.open()?;
+    let format = chat_format(&args.model.model, generator.tokenizer())?;
+    let stopped = Arc::new(AtomicBool::new(false));
+    let flag = stopped.clone();
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("cannot watch for Ctrl-C")?;
+    let mut chat = Chat { generator, format, conversation: Conversation::default(), sampling: args.sampling, stopped };
+    chat.reset(args.system.as_deref());
+    let mut lines = Lines::new(args.history)?;
+    if lines.interactive {
+        eprintln!("Type a message; /help lists the commands.");
+    }
+    while let Some(text) = lines.read()? {
+        lines.remember(&text);
+        match text.strip_prefix('/') {
+            Some(command) => {
+                if chat.command(command)? == After::Leave {
+                    break;
+                }
+            }
+            None if text.trim().is_empty() => {}
+            None => chat.answer(&text)?,
+        }
+    }
+    Ok(())
+}
+
+#[derive(PartialEq)]
+enum After {
+    GoOn,
+    Leave,
+}
+
+struct Chat {
+    generator: Generator,
+    format: ChatFormat,
+    conversation: Conversation,
+    sampling: SamplingOptions,
+    /// Set by Ctrl-C.
+    stopped: Arc<AtomicBool>,
+}
+
+impl Chat {
+    fn reset(&mut self, system: Option<&str>) {
+        self.conversation = Conversation::default();
+        if let Some(system) = system {
+            self.conversation.push_system(system);
+        }
+    }
+
+    fn command(&mut self, command: &str) -> anyhow::Result<After> {
+        let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        let rest = rest.trim();
+        let outcome = match name {
+            "exit" | "quit" | "bye" => return Ok(After::Leave),
+            "help" | "?" => Ok(eprintln!("{HELP}")),
+            "reset" => {
+                let system = self.conversation.system().map(str::to_string);
+                self.reset(system.as_deref());
+                Ok(eprintln!("A new conversation."))
+            }
+            "system" if rest.is_empty() => Ok(eprintln!("{}", self.conversation.system().unwrap_or("(no system message)"))),
+            "system" => Ok(self.conversation.set_system(rest)),
+            "save" if rest.is_empty() => Err(anyhow::anyhow!("/save needs a file name")),
+            "save" => self.save(rest),
+            "params" if rest.is_empty() => Ok(eprintln!("{}", self.sampling.list())),
+            "params" => match rest.split_once(char::is_whitespace) {
+                Some((name, value)) => self.sampling.set(name, value.trim()),
+                None => Err(anyhow::anyhow!("/params takes a name and a value, such as /params temperature 0.3")),
+            },
+            _ => Err(anyhow::anyhow!("there is no command /{name}; /help lists them")),
+        };
+        if let Err(error) = outcome {
+            eprintln!("{error:#}");
+        }
+        Ok(After::GoOn)
+    }
+
+    fn save(&self, file: &str) -> anyhow::Result<()> {
+        let json = serde_json::to_vec_pretty(&self.conversation)?;
+        crate::whole_file::write(file.as_ref(), &json)?;
+        eprintln!("Saved to {file}.");
+        Ok(())
+    }
+
+    /// Answers a message. What cannot be answered leaves the conversation as it was.
+    fn answer(&mut self, text: &str) -> anyhow::Result<()> {
+        self.conversation.push_user(text);
+        if let Err(error) = self.try_answer() {
+            self.conversation.pop();
+            if error.chain().any(|cause| cause.is::<std::io::Error>()) {
+                return Err(error);
+            }
+            eprintln!("{error:#}");
+        }
+        Ok(())
+    }
+
+    fn try_answer(&mut self) -> anyhow::Result<()> {
+        let prompt = self.format.render(&self.conversation)?;
+        let sampling = self.sampling.sampling();
+        self.stopped.store(false, Ordering::Relaxed);
+        let mut failed = None;
+        let mut out = std::io::stdout().lock();
+        let mut watch = |event: Event<'_>| match out.write_all(event.text.as_bytes()).and_then(|()| out.flush()) {
+            Ok(()) if self.stopped.load(Ordering::Relaxed) => Flow::Stop,
+            Ok(()) => Flow::Continue,
+            Err(error) => {
+                failed = Some(error);
+                Flow::Stop
+            }
+        };
+        let answer = self.generator.generate(&prompt.ids, &sampling, &self.sampling.stop(), &mut watch)?;
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        writeln!(out)?;
+        eprintln!("{}\n", statistics(&self.generator, &answer, sampling.seed));
+        self.conversation.push_assistant(&answer.text);
+        Ok(())
+    }
+}
+
+/// Where messages come from: an edited line, or a pipe.
+struct Lines {
+    editor: DefaultEditor,
+    history: Option<PathBuf>,
+    interactive: bool,
+}
+
+impl Lines {
+    fn new(history: Option<PathBuf>) -> anyhow::Result<Lines> {
+        let mut editor = DefaultEditor::new().context("cannot read from the terminal")?;
+        let history = match history {
+            Some(none) if none.as_os_str() == "none" => None,
+            Some(file) => Some(file),
+            None => state_folder().map(|folder| folder.join("octet").join("history")),
+        };
+        let interactive = std::io::stdin().is_terminal();
+        if let Some(file) = history.as_ref().filter(|_| interactive) {
+            // No history yet is no error.
+            let _ = editor.load_history(file);
+        }
+        Ok(Lines { editor, history: history.filter(|_| interactive), interactive })
+    }
+
+    /// The next message; `None` at the end of input.
+    fn read(&mut self) -> anyhow::Result<Option<String>> {
+        let mut text = String::new();
+        let mut block = Block::Line;
+        loop {
+            let prompt = match (self.interactive, &block, text.is_empty()) {
+                (false, _, _) => "",
+                (true, Block::Line, true) => "› ",
+                _ => "… ",
+            };
+            let line = match self.editor.readline(prompt) {
+                Ok(line) => line,
+                Err(ReadlineError::Interrupted) => {
+                    (text, block) = (String::new(), Block::Line);
+                    continue;
+                }
+                Err(ReadlineError::Eof) if text.is_empty() => return Ok(None),
+                Err(ReadlineError::Eof) => return Ok(Some(text)),
+                Err(error) => bail!("cannot read from the terminal: {error}"),
+            };
+            match block.take(&line, &mut text) {
+                Block::Done => return Ok(Some(text)),
+                next => block = next,
+            }
+        }
+    }
+
+    fn remember(&mut self, text: &str) {
+        let Some(file) = &self.history else { return };
+        // A history that cannot be written must not end a conversation.
+        let _ = self.editor.add_history_entry(text);
+        let _ = file.parent().map(std::fs::create_dir_all);
+        let _ = self.editor.save_history(file);
+    }
+}
+
+/// How the lines of a message join.
+enum Block {
+    /// One line, or several that end with a backslash.
+    Line,
+    /// Between two `"""`.
+    Quoted,
+    /// The message is complete.
+    Done,
+}
+
+impl Block {
+    /// Adds a line to `text`.
+    fn take(&self, line: &str, text: &mut String) -> Block {
+        const QUOTES: &str = "\"\"\"";
+        match self {
+            Block::Line if text.is_empty() && line.trim_start().starts_with(QUOTES) => {
+                let rest = &line.trim_start()[QUOTES.len()..];
+                Block::Quoted.take(rest, text)
+            }
+            Block::Quoted => match line.split_once(QUOTES) {
+                Some((last, _)) => {
+                    text.push_str(last);
+                    Block::Done
+                }
+                None => {
+                    text.push_str(line);
+                    if !(text.is_empty() && line.is_empty()) {
+                        text.push('\n');
+                    }
+                    Block::Quoted
+                }
+            },
+            _ => match line.strip_suffix('\\') {
+                Some(part) => {
+                    text.push_str(part);
+                    text.push('\n');
+                    Block::Line
+                }
+                None => {
+                    text.push_str(line);
+                    Block::Done
+                }
+            },
+        }
+    }
+}
+
+fn state_folder() -> Option<PathBuf> {
+    let set = std::env::var_os("XDG_STATE_HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
+    set.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local").join("state")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn join(lines: &[&str]) -> Option<String> {
+        let (mut text, mut block) = (String::new(), Block::Line);
+        for line in lines {
+            block = block.take(line, &mut text);
+        }
+        matches!(block, Block::Done).then_some(text)
+    }
+
+    #[test]
+    fn lines_join_by_backslash_and_by_quotes() {
+        assert_eq!(join(&["one"]).as_deref(), Some("one"));
+        assert_eq!(join(&["one \\", "two"]).as_deref(), Some("one \ntwo"));
+        assert_eq!(join(&["\"\"\"", "a", "", "b\"\"\""]).as_deref(), Some("a\n\nb"));
+        assert_eq!(join(&["\"\"\"one line\"\"\""]).as_deref(), Some("one line"));
+        assert_eq!(join(&["open \\"]), None);
+    }
+}

@@ -1,0 +1,126 @@
+//! `octet generate`: continue one prompt.
+
+use std::io::{Read, Write};
+
+use anyhow::{Context, bail};
+use octet_engine::{Answer, Event, Flow, Generator, StopReason};
+use octet_model::Nothing;
+use octet_tokenizer::Conversation;
+
+use crate::experts_view::Choices;
+use crate::format;
+use crate::model_options::ModelOptions;
+use crate::sampling_options::SamplingOptions;
+
+/// Continue a prompt
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelOptions,
+    /// The text to continue; `-` or none reads standard input
+    prompt: Option<String>,
+    /// Treat the prompt as a user's message, in the model's own chat format
+    #[arg(long)]
+    chat: bool,
+    /// A system message; implies --chat
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Afterwards, show which experts worked
+    #[arg(long)]
+    experts: bool,
+    /// Print the text alone, without statistics
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    sampling: SamplingOptions,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let sampling = args.sampling.sampling();
+    sampling.check(u32::MAX as usize)?;
+    let prompt = read_prompt(args.prompt.as_deref())?;
+    let mut generator = args.model.open()?;
+    let ids = prompt_ids(&generator, &args, &prompt)?;
+    let mut choices = Choices::default();
+    let mut out = std::io::stdout().lock();
+    let mut failed = None;
+    let mut watch = |event: Event<'_>| match out.write_all(event.text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Flow::Continue,
+        Err(error) => {
+            failed = Some(error);
+            Flow::Stop
+        }
+    };
+    let stop = args.sampling.stop();
+    let answer = if args.experts {
+        generator.generate_recorded(&ids, &sampling, &stop, &mut choices, &mut watch)?
+    } else {
+        generator.generate_recorded(&ids, &sampling, &stop, &mut Nothing, &mut watch)?
+    };
+    if let Some(error) = failed {
+        return Err(error).context("cannot write the answer");
+    }
+    writeln!(out).context("cannot write the answer")?;
+    if args.experts {
+        eprintln!("\n{}", choices.draw());
+    }
+    if !args.quiet {
+        eprintln!("\n{}", statistics(&generator, &answer, sampling.seed));
+    }
+    Ok(())
+}
+
+fn read_prompt(argument: Option<&str>) -> anyhow::Result<String> {
+    match argument {
+        Some(text) if text != "-" => Ok(text.to_string()),
+        _ => {
+            let mut text = String::new();
+            std::io::stdin().lock().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
+            Ok(text)
+        }
+    }
+}
+
+fn prompt_ids(generator: &Generator, args: &Args, prompt: &str) -> anyhow::Result<Vec<u32>> {
+    let tokenizer = generator.tokenizer();
+    if args.chat || args.system.is_some() {
+        let mut conversation = Conversation::default();
+        if let Some(system) = &args.system {
+            conversation.push_system(system);
+        }
+        conversation.push_user(prompt);
+        return Ok(crate::model_options::chat_format(&args.model.model, tokenizer)?.render(&conversation)?.ids);
+    }
+    let mut ids: Vec<u32> = tokenizer.bos().filter(|_| tokenizer.adds_bos()).into_iter().collect();
+    ids.extend(tokenizer.encode(prompt));
+    if ids.is_empty() {
+        bail!("the prompt is empty: give some text to continue");
+    }
+    Ok(ids)
+}
+
+/// Speed, time and memory of an answer, in one line.
+pub fn statistics(generator: &Generator, answer: &Answer, seed: u64) -> String {
+    let mut parts = vec![
+        format!("{} tokens, {}", answer.tokens.len(), format::rate(answer.generation_rate())),
+        format!("prompt {} tokens, {}", answer.prompt_tokens, format::rate(answer.prompt_rate())),
+        format!("first token {}", format::duration(answer.prompt_time)),
+    ];
+    if answer.cached_tokens > 0 {
+        parts.push(format!("{} remembered", answer.cached_tokens));
+    }
+    if let Some(resident) = crate::machine::resident_bytes() {
+        let weights = generator.model().weights_bytes() as u64;
+        parts.push(format!("memory {} (weights {})", format::bytes(resident), format::bytes(weights)));
+    }
+    parts.push(format!("seed {seed}"));
+    match answer.reason {
+        StopReason::MaxTokens => parts.push("ended by --max-tokens".into()),
+        StopReason::ContextFull => parts.push("ended: the context is full".into()),
+        StopReason::StopString => parts.push("ended by --stop".into()),
+        StopReason::Cancelled => parts.push("stopped".into()),
+        StopReason::EndOfText => {}
+    }
+    parts.join(" · ")
+}

@@ -1,0 +1,188 @@
+//! `octet logits`: what the model computes for given token ids, to be held against another implementation.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use octet_engine::OpenOptions;
+use octet_kernels::KvType;
+use octet_model::{Batch, KvCache, LoadOptions, Logits, Record, Routing, Transformer, Workspace};
+use safetensors::{Dtype, SafeTensors, View};
+
+/// Write logits, hidden states and routing for given token ids
+///
+/// IN holds `input_ids` [B,T]. OUT gets `logits` [B,T,V]; `hidden.0` to `hidden.L` [B,T,D], 0 being the embeddings and L
+/// what follows the last norm; and for each layer N of a mixture of experts `router_logits.N` [B*T,E], `experts.N` [B*T,k]
+/// (best first) and `expert_weights.N` [B*T,k].
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder or file of the checkpoint
+    model: PathBuf,
+    /// Safetensors file with `input_ids` [B,T], of type I64 or I32
+    #[arg(long, value_name = "IN")]
+    input: PathBuf,
+    /// Safetensors file to write
+    #[arg(long, value_name = "OUT")]
+    output: PathBuf,
+    /// Feed this many tokens at a time [default: each sequence at once]
+    #[arg(long)]
+    chunk: Option<usize>,
+    /// Threads [default: as many as this process may use]
+    #[arg(short, long)]
+    threads: Option<usize>,
+    /// Type of the KV cache: f32, f16 or q8_0
+    #[arg(long, default_value = "f32", value_parser = crate::model_options::kv_type)]
+    kv: KvType,
+    /// Experts that work on each token, in place of the model's own number
+    #[arg(long, value_name = "K")]
+    experts_per_token: Option<usize>,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let (ids, batch, length) = read_ids(&args.input)?;
+    for (flag, value) in [("--chunk", args.chunk), ("--threads", args.threads)] {
+        if value == Some(0) {
+            bail!("{flag} is 0; it has to be 1 or more");
+        }
+    }
+    let threads = args.threads.unwrap_or_else(octet_kernels::cpu::available_threads);
+    let model = Transformer::open(&args.model, threads, LoadOptions::default())
+        .with_context(|| format!("cannot open {}", args.model.display()))?;
+    if length > OpenOptions::DEFAULT_CONTEXT * 4 {
+        bail!("{}: sequences of {length} tokens; the limit is {}", args.input.display(), OpenOptions::DEFAULT_CONTEXT * 4);
+    }
+    let mut collected = Collected::default();
+    let mut cache = KvCache::new(model.config(), args.kv, length.next_multiple_of(KvCache::PAGE_TOKENS))?;
+    let mut workspace = Workspace::default();
+    for tokens in ids.chunks_exact(length) {
+        let sequence = cache.add_sequence();
+        for chunk in tokens.chunks(args.chunk.unwrap_or(length)) {
+            let mut batch = Batch { experts_per_token: args.experts_per_token, ..Default::default() };
+            batch.push(sequence, chunk, Logits::All);
+            let logits = model.forward(&batch, &mut cache, &mut workspace, &mut collected)?;
+            collected.logits.extend_from_slice(logits);
+        }
+        cache.remove_sequence(sequence);
+    }
+    write(&args.output, collected.tensors(batch, length, &model))
+}
+
+/// The ids and their shape.
+fn read_ids(path: &Path) -> anyhow::Result<(Vec<u32>, usize, usize)> {
+    let name = path.display();
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}"))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| anyhow::anyhow!("{name} is no safetensors file: {e}"))?;
+    let ids = file.tensor("input_ids").map_err(|_| anyhow::anyhow!("{name} holds no tensor `input_ids`"))?;
+    let &[batch, length] = ids.shape() else {
+        bail!("{name}: `input_ids` has shape {:?}; it has to be [B,T]", ids.shape());
+    };
+    if batch == 0 || length == 0 {
+        bail!("{name}: `input_ids` has shape {:?}, so there is nothing to compute", ids.shape());
+    }
+    let data = ids.data();
+    let values: Vec<i64> = match ids.dtype() {
+        Dtype::I64 => data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes"))).collect(),
+        Dtype::I32 => data.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().expect("four bytes")).into()).collect(),
+        other => bail!("{name}: `input_ids` has type {other:?}; it has to be I64 or I32"),
+    };
+    let ids = values
+        .into_iter()
+        .map(|id| u32::try_from(id).map_err(|_| anyhow::anyhow!("{name}: token id {id} is outside any vocabulary")))
+        .collect::<Result<_, _>>()?;
+    Ok((ids, batch, length))
+}
+
+/// Everything that was computed, token after token.
+#[derive(Default)]
+struct Collected {
+    logits: Vec<f32>,
+    hidden: Vec<Vec<f32>>,
+    router_logits: Vec<Vec<f32>>,
+    experts: Vec<Vec<i64>>,
+    expert_weights: Vec<Vec<f32>>,
+    per_token: usize,
+    num_experts: usize,
+}
+
+/// The list of layer `index`, made if it is not there yet.
+fn at<T>(lists: &mut Vec<Vec<T>>, index: usize) -> &mut Vec<T> {
+    if lists.len() <= index {
+        lists.resize_with(index + 1, Vec::new);
+    }
+    &mut lists[index]
+}
+
+impl Record for Collected {
+    fn hidden(&mut self, index: usize, x: &[f32]) {
+        at(&mut self.hidden, index).extend_from_slice(x);
+    }
+
+    fn routing(&mut self, layer: usize, routing: &Routing) {
+        if routing.logits.is_empty() {
+            return; // a dense model has no router
+        }
+        (self.per_token, self.num_experts) = (routing.per_token, routing.num_experts);
+        at(&mut self.router_logits, layer).extend_from_slice(&routing.logits);
+        at(&mut self.experts, layer).extend(routing.experts.iter().map(|&e| i64::from(e)));
+        at(&mut self.expert_weights, layer).extend_from_slice(&routing.weights);
+    }
+}
+
+impl Collected {
+    fn tensors(self, batch: usize, length: usize, model: &Transformer) -> Vec<(String, Tensor)> {
+        let config = model.config();
+        let tokens = batch * length;
+        let mut out = vec![("logits".to_string(), Tensor::floats(&[batch, length, config.vocab_size], &self.logits))];
+        for (i, x) in self.hidden.iter().enumerate() {
+            out.push((format!("hidden.{i}"), Tensor::floats(&[batch, length, config.dim], x)));
+        }
+        for (i, logits) in self.router_logits.iter().enumerate() {
+            out.push((format!("router_logits.{i}"), Tensor::floats(&[tokens, self.num_experts], logits)));
+            out.push((format!("experts.{i}"), Tensor::integers(&[tokens, self.per_token], &self.experts[i])));
+            out.push((format!("expert_weights.{i}"), Tensor::floats(&[tokens, self.per_token], &self.expert_weights[i])));
+        }
+        out
+    }
+}
+
+/// A tensor about to be written.
+struct Tensor {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Tensor {
+    fn floats(shape: &[usize], values: &[f32]) -> Tensor {
+        Tensor { dtype: Dtype::F32, shape: shape.to_vec(), bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect() }
+    }
+
+    fn integers(shape: &[usize], values: &[i64]) -> Tensor {
+        Tensor { dtype: Dtype::I64, shape: shape.to_vec(), bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect() }
+    }
+}
+
+impl View for Tensor {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// Writes beside the target and renames, so that the file is there whole or not at all.
+fn write(path: &Path, tensors: Vec<(String, Tensor)>) -> anyhow::Result<()> {
+    let bytes = safetensors::serialize(tensors, None).context("cannot lay out the output")?;
+    crate::whole_file::write(path, &bytes)
+}

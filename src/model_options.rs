@@ -1,0 +1,95 @@
+//! The options by which commands open a model, said once.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use octet_checkpoint::ElementType;
+use octet_engine::{Generator, OpenOptions};
+use octet_kernels::KvType;
+
+use octet_tokenizer::{ChatFormat, Tokenizer};
+
+use crate::progress::Progress;
+
+/// Which model, and how it runs.
+#[derive(clap::Args)]
+pub struct ModelOptions {
+    /// Folder or file of the checkpoint, in Mistral's, Hugging Face's or GGUF's layout
+    pub model: PathBuf,
+    /// Threads [default: as many as this process may use]
+    #[arg(short, long)]
+    pub threads: Option<usize>,
+    /// Tokens of context [default: the model's own, at most 32768]
+    #[arg(short, long)]
+    pub context: Option<usize>,
+    /// Type of the KV cache: f16, q8_0 or f32
+    #[arg(long, default_value = "f16", value_parser = kv_type)]
+    pub kv: KvType,
+    /// Quantize float weights to this type while loading, such as Q8_0 or Q4_K
+    #[arg(long, value_name = "TYPE", value_parser = quantized_type)]
+    pub quantize: Option<ElementType>,
+    /// Tokens of a prompt that run in one pass
+    #[arg(long, default_value_t = 512)]
+    pub chunk: usize,
+    /// Experts that work on each token, in place of the model's own number: fewer are faster and worse
+    #[arg(long, value_name = "K")]
+    pub experts_per_token: Option<usize>,
+    /// Load even where the model is predicted not to fit in memory
+    #[arg(long)]
+    pub load_anyway: bool,
+}
+
+impl ModelOptions {
+    /// The engine's form of these options.
+    pub fn open_options(&self) -> anyhow::Result<OpenOptions> {
+        for (flag, value) in [("--threads", self.threads), ("--context", self.context), ("--chunk", Some(self.chunk))] {
+            if value == Some(0) {
+                bail!("{flag} is 0; it has to be 1 or more");
+            }
+        }
+        if let Some(threads) = self.threads.filter(|&n| n > 1024) {
+            bail!("--threads {threads} is more than any machine gains from; the limit is 1024");
+        }
+        Ok(OpenOptions {
+            threads: self.threads,
+            context: self.context,
+            kv: self.kv,
+            quantize: self.quantize,
+            chunk: self.chunk,
+            experts_per_token: self.experts_per_token,
+        })
+    }
+
+    /// Opens the model with a progress bar.
+    pub fn open(&self) -> anyhow::Result<Generator> {
+        let options = self.open_options()?;
+        if !self.load_anyway {
+            crate::plan::check_fits(&self.model, &options)?;
+        }
+        let progress = Progress::new("loading");
+        let generator = Generator::open_with(&self.model, &options, Some(&mut |done, total| progress.at(done, total)))
+            .with_context(|| format!("cannot open {}", self.model.display()))?;
+        progress.finish();
+        Ok(generator)
+    }
+}
+
+/// Reads the type of a KV cache.
+pub fn kv_type(name: &str) -> Result<KvType, String> {
+    match name.to_ascii_lowercase().as_str() {
+        "f16" => Ok(KvType::F16),
+        "q8_0" => Ok(KvType::Q8_0),
+        "f32" => Ok(KvType::F32),
+        _ => Err("the KV cache is f16, q8_0 or f32".into()),
+    }
+}
+
+fn quantized_type(name: &str) -> Result<ElementType, String> {
+    let known = ElementType::from_name(name).filter(|t| octet_kernels::quantize::is_writable(*t));
+    known.ok_or_else(|| "not a type that can be written; try Q8_0, Q6_K, Q5_K, Q4_K, Q4_0, Q3_K or Q2_K".into())
+}
+
+/// The chat format of a model: the template that ships with it, else the one its tokenizer calls for.
+pub fn chat_format(model: &std::path::Path, tokenizer: &Tokenizer) -> anyhow::Result<ChatFormat> {
+    ChatFormat::for_model(model, tokenizer).with_context(|| format!("no chat format for {}", model.display()))
+}
