@@ -99,6 +99,13 @@ fn group_limits(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Vec<Mem
     limits
 }
 
+/// The processor's own name; `None` where the system does not tell.
+pub fn cpu_name() -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    line.split_once(':').map(|(_, name)| name.trim().to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,11 +161,4 @@ mod tests {
         }
         assert!(free_disk(Path::new("no/such/folder")).is_some());
     }
-}
-
-/// The processor's own name; `None` where the system does not tell.
-pub fn cpu_name() -> Option<String> {
-    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("model name"))?;
-    line.split_once(':').map(|(_, name)| name.trim().to_string())
 }
