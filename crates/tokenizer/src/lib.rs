@@ -1,1 +1,24 @@
-//! See ARCHITECTURE.md.
+//! Text to tokens and back, and conversations to prompts.
+//!
+//! [`Tokenizer::open`] reads `tokenizer.model`. [`ChatFormat`] writes a [`Conversation`] the way the model was
+//! trained to see it. Control tokens come only from formats, never from what users typed.
+
+#![forbid(unsafe_code)]
+
+mod chat;
+mod decode;
+mod error;
+mod matcher;
+mod merge;
+mod open;
+mod protobuf;
+mod sentencepiece;
+mod sentencepiece_model;
+mod tokenizer;
+mod vocabulary;
+
+pub use chat::{ChatFormat, Conversation, FunctionCall, Message, Prompt, Role, Tool, ToolCall, ToolFunction};
+pub use decode::DecodeStream;
+pub use error::Error;
+pub use tokenizer::Tokenizer;
+pub use vocabulary::TokenKind;

@@ -1,0 +1,96 @@
+//! The list of tokens: what each is called, what bytes it stands for, and of what kind it is.
+
+use std::collections::HashMap;
+
+/// How SentencePiece writes a space inside a piece: U+2581, "lower one eighth block".
+pub(crate) const SPACE_MARK: char = '\u{2581}';
+
+/// What a token is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenKind {
+    /// Text.
+    Normal,
+    /// Stands for text that the vocabulary cannot express.
+    Unknown,
+    /// Steers the model (`<s>`, `[INST]`); never read out of text, and no text when decoded.
+    Control,
+    /// Text that is cut out before any merging.
+    UserDefined,
+    /// A hole in the numbering.
+    Unused,
+    /// One raw byte, for text that has no piece.
+    Byte(u8),
+}
+
+/// One token as its file describes it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Token {
+    pub(crate) piece: String,
+    pub(crate) kind: TokenKind,
+}
+
+/// All tokens of a model, by id.
+#[derive(Debug, Default)]
+pub(crate) struct Vocabulary {
+    tokens: Vec<Token>,
+    /// The decoded bytes of all tokens, one after the other; token `i` is `bytes[ends[i - 1]..ends[i]]`.
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+    by_piece: HashMap<Box<str>, u32>,
+}
+
+impl Vocabulary {
+    /// A vocabulary whose token `i` is `tokens[i]`. `surface` appends the bytes that a normal token stands for.
+    /// Where two tokens have one piece, the first keeps the name.
+    pub(crate) fn new(tokens: Vec<Token>, surface: impl Fn(&str, &mut Vec<u8>)) -> Self {
+        let mut bytes = Vec::new();
+        let mut ends = Vec::with_capacity(tokens.len());
+        let mut by_piece = HashMap::with_capacity(tokens.len());
+        for (id, token) in (0u32..).zip(&tokens) {
+            match token.kind {
+                TokenKind::Normal | TokenKind::Unused => surface(&token.piece, &mut bytes),
+                TokenKind::UserDefined => surface(&token.piece, &mut bytes),
+                TokenKind::Byte(byte) => bytes.push(byte),
+                TokenKind::Unknown | TokenKind::Control => {}
+            }
+            ends.push(bytes.len());
+            by_piece.entry(token.piece.as_str().into()).or_insert(id);
+        }
+        Self { tokens, bytes, ends, by_piece }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The token's name, or `None` past the end of the vocabulary.
+    pub(crate) fn piece(&self, id: u32) -> Option<&str> {
+        self.tokens.get(id as usize).map(|token| token.piece.as_str())
+    }
+
+    /// The token's kind; ids past the end are holes.
+    pub(crate) fn kind(&self, id: u32) -> TokenKind {
+        self.tokens.get(id as usize).map_or(TokenKind::Unused, |token| token.kind)
+    }
+
+    /// The bytes that the token stands for; none for control tokens and ids past the end.
+    pub(crate) fn bytes(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        let Some(&end) = self.ends.get(id) else { return &[] };
+        let start = if id == 0 { 0 } else { self.ends[id - 1] };
+        &self.bytes[start..end]
+    }
+
+    pub(crate) fn id(&self, piece: &str) -> Option<u32> {
+        self.by_piece.get(piece).copied()
+    }
+
+    /// The id of `piece` if it is a control token.
+    pub(crate) fn control(&self, piece: &str) -> Option<u32> {
+        self.id(piece).filter(|&id| self.kind(id) == TokenKind::Control)
+    }
+
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = (u32, &Token)> {
+        (0u32..).zip(&self.tokens)
+    }
+}
