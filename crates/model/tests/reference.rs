@@ -8,8 +8,8 @@ use octet_model::{Batch, KvCache, LoadOptions, Logits, Nothing, Record, Routing,
 use safetensors::SafeTensors;
 
 /// Largest difference over the largest value. f32 sums in another order than PyTorch's: the widths of the fixtures (256 at
-/// most) and their three layers leave some 1e-6; the issue that set this bound asked for 2e-4.
-const TOLERANCE: f32 = 2e-5;
+/// most) and their three layers leave some 1e-6; wider models, which OCTET_FIXTURES may bring, leave more.
+const TOLERANCE: f32 = 1e-4;
 
 fn fixtures() -> PathBuf {
     std::env::var_os("OCTET_FIXTURES")
