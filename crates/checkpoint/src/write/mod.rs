@@ -1,0 +1,29 @@
+//! Files that we write: planned whole before the first byte, then streamed.
+//!
+//! A [`Plan`] knows every header, tensor and offset of the output, because the formats' headers stand before the data
+//! and name its size. A [`Job`] carries it out: rows are asked of each tensor's [`Rows`] in pieces of about a
+//! mebibyte, by several threads, each piece written to its place. So memory does not grow with the model, and the size
+//! on disk is known, and compared with what is free, at the start.
+//!
+//! ```text
+//! OUT.part          grows here, a file or a folder
+//! OUT.part.journal  what it is made from, and how many tensors are safely on disk
+//! OUT               appears by one rename when all is written and synced
+//! ```
+//! A killed run leaves the first two, and the same command goes on from there. A run that fails of itself (a full
+//! disk, a damaged input) removes both.
+
+mod disk;
+pub mod gguf;
+mod job;
+mod journal;
+mod plan;
+pub mod safetensors;
+
+pub use job::{Event, Existing, Job};
+pub use plan::{NewTensor, Plan, Rows};
+
+/// JSON as people read it, for the small files beside the weights.
+fn json_bytes(value: &serde_json::Value) -> Vec<u8> {
+    format!("{value:#}\n").into_bytes()
+}
