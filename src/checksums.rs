@@ -44,15 +44,9 @@ pub fn in_folder(folder: &Path) -> anyhow::Result<Vec<Checksum>> {
     for list in lists {
         let mut text = Vec::new();
         let file = File::open(&list).with_context(|| format!("cannot read {}", list.display()))?;
-        file.take(MAX_LIST_BYTES)
-            .read_to_end(&mut text)
-            .with_context(|| format!("cannot read {}", list.display()))?;
+        file.take(MAX_LIST_BYTES).read_to_end(&mut text).with_context(|| format!("cannot read {}", list.display()))?;
         for (name, expected) in entries(&String::from_utf8_lossy(&text), &list) {
-            found.push(Checksum {
-                file: folder.join(name),
-                expected,
-                list: list.clone(),
-            });
+            found.push(Checksum { file: folder.join(name), expected, list: list.clone() });
         }
     }
     Ok(found)
@@ -85,15 +79,7 @@ fn hash<D: Digest>(mut file: File, progress: &dyn Fn(u64)) -> std::io::Result<St
 
 fn is_list(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    let endings = [
-        ".md5",
-        ".sha256",
-        "md5sums",
-        "md5sum.txt",
-        "sha256sums",
-        "sha256sum.txt",
-        "checklist.chk",
-    ];
+    let endings = [".md5", ".sha256", "md5sums", "md5sum.txt", "sha256sums", "sha256sum.txt", "checklist.chk"];
     name == "release" || endings.iter().any(|ending| name.ends_with(ending))
 }
 
@@ -101,10 +87,7 @@ fn is_list(name: &str) -> bool {
 fn entries(text: &str, list: &Path) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for line in text.lines() {
-        let words = || {
-            line.split(|c: char| c.is_whitespace() || "()=*,;│║|".contains(c))
-                .filter(|w| !w.is_empty())
-        };
+        let words = || line.split(|c: char| c.is_whitespace() || "()=*,;│║|".contains(c)).filter(|w| !w.is_empty());
         let Some(digest) = words().find(|w| is_digest(w)) else {
             continue;
         };
@@ -140,27 +123,12 @@ mod tests {
     fn lists_of_every_kind_are_read() {
         let pair = |name: &str, digest: &str| vec![(name.to_string(), digest.to_string())];
         let cases = [
-            (
-                format!("{MD5_OF_ABC}  ./consolidated.00.pth\n"),
-                pair("consolidated.00.pth", MD5_OF_ABC),
-            ),
-            (
-                format!("{} *a.bin\r\n", MD5_OF_ABC.to_uppercase()),
-                pair("a.bin", MD5_OF_ABC),
-            ),
-            (
-                format!("SHA256 (a.safetensors) = {SHA256_OF_ABC}\n"),
-                pair("a.safetensors", SHA256_OF_ABC),
-            ),
-            (
-                format!("║  tokenizer.model - md5sum: {MD5_OF_ABC}  ║\n"),
-                pair("tokenizer.model", MD5_OF_ABC),
-            ),
+            (format!("{MD5_OF_ABC}  ./consolidated.00.pth\n"), pair("consolidated.00.pth", MD5_OF_ABC)),
+            (format!("{} *a.bin\r\n", MD5_OF_ABC.to_uppercase()), pair("a.bin", MD5_OF_ABC)),
+            (format!("SHA256 (a.safetensors) = {SHA256_OF_ABC}\n"), pair("a.safetensors", SHA256_OF_ABC)),
+            (format!("║  tokenizer.model - md5sum: {MD5_OF_ABC}  ║\n"), pair("tokenizer.model", MD5_OF_ABC)),
             (format!("{SHA256_OF_ABC}\n"), pair("model.gguf", SHA256_OF_ABC)),
-            (
-                format!("{MD5_OF_ABC}  ../../secret.txt\nno digest here.txt\n"),
-                pair("model.gguf", MD5_OF_ABC),
-            ),
+            (format!("{MD5_OF_ABC}  ../../secret.txt\nno digest here.txt\n"), pair("model.gguf", MD5_OF_ABC)),
         ];
         for (text, expected) in cases {
             assert_eq!(entries(&text, Path::new("model.gguf.sha256")), expected, "{text}");

@@ -25,6 +25,16 @@ pub fn rate(tokens_per_second: f64) -> String {
     format!("{} tok/s", three_digits(tokens_per_second))
 }
 
+/// A whole number in groups of three: `46,702,792,704`.
+pub fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let first = digits.len() % 3;
+    let groups = [&digits[..first]].into_iter().chain(digits.as_bytes()[first..].chunks(3).map(|group| {
+        std::str::from_utf8(group).expect("digits are ASCII")
+    }));
+    groups.filter(|group| !group.is_empty()).collect::<Vec<_>>().join(",")
+}
+
 /// Three significant digits, never in exponents: `0.0123`, `1.23`, `12.3`, `123`, `1234`.
 pub fn three_digits(value: f64) -> String {
     if !value.is_finite() || value == 0.0 {
@@ -45,6 +55,9 @@ mod tests {
         for (value, text) in cases {
             assert_eq!(three_digits(value), text);
         }
+        assert_eq!(count(0), "0");
+        assert_eq!(count(999), "999");
+        assert_eq!(count(46_702_792_704), "46,702,792,704");
         assert_eq!(bytes(999), "999 B");
         assert_eq!(bytes(3_715_000_000), "3.46 GiB");
         assert_eq!(duration(Duration::from_millis(1240)), "1.24 s");

@@ -44,16 +44,8 @@ fn meminfo(text: &str) -> Option<Memory> {
 
 /// The bytes of a line such as `VmRSS:    1234 kB`.
 fn kibibytes(text: &str, name: &str) -> Option<u64> {
-    let value = text
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    value
-        .trim()
-        .strip_suffix("kB")?
-        .trim()
-        .parse::<u64>()
-        .ok()?
-        .checked_mul(1024)
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// The limits of every control group that this process is in, for version 2 and for version 1.
@@ -70,12 +62,7 @@ fn group_limits(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Vec<Mem
         let names = if controllers.is_empty() {
             ["/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file "]
         } else if controllers.split(',').any(|c| c == "memory") {
-            [
-                "/sys/fs/cgroup/memory",
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file ",
-            ]
+            ["/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "]
         } else {
             continue;
         };
@@ -86,14 +73,8 @@ fn group_limits(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Vec<Mem
             let Some(total) = number(limit) else { continue };
             let used = number(usage).unwrap_or(0);
             let stat = file("memory.stat").unwrap_or_default();
-            let cached = stat
-                .lines()
-                .find_map(|l| l.strip_prefix(droppable)?.trim().parse::<u64>().ok())
-                .unwrap_or(0);
-            limits.push(Memory {
-                total,
-                available: total.saturating_sub(used.saturating_sub(cached)),
-            });
+            let cached = stat.lines().find_map(|l| l.strip_prefix(droppable)?.trim().parse::<u64>().ok()).unwrap_or(0);
+            limits.push(Memory { total, available: total.saturating_sub(used.saturating_sub(cached)) });
         }
     }
     limits
@@ -113,13 +94,7 @@ mod tests {
     #[test]
     fn meminfo_is_in_kibibytes() {
         let text = "MemTotal:       24684092 kB\nMemFree:        1 kB\nMemAvailable:   22634520 kB\n";
-        assert_eq!(
-            meminfo(text),
-            Some(Memory {
-                total: 24684092 << 10,
-                available: 22634520 << 10
-            })
-        );
+        assert_eq!(meminfo(text), Some(Memory { total: 24684092 << 10, available: 22634520 << 10 }));
         assert_eq!(meminfo("MemTotal: lots\n"), None);
     }
 
@@ -136,21 +111,9 @@ mod tests {
             };
             Some(text.to_string())
         };
-        assert_eq!(
-            group_limits("0::/a/b\n", files),
-            [Memory {
-                total: 1000,
-                available: 500
-            }]
-        );
+        assert_eq!(group_limits("0::/a/b\n", files), [Memory { total: 1000, available: 500 }]);
         let unlimited = group_limits("9:name=systemd:/\n4:memory:/c\n", files);
-        assert_eq!(
-            unlimited,
-            [Memory {
-                total: 9223372036854771712,
-                available: 9223372036854771712
-            }]
-        );
+        assert_eq!(unlimited, [Memory { total: 9223372036854771712, available: 9223372036854771712 }]);
         assert_eq!(group_limits("nonsense\n", files), []);
     }
 

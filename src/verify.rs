@@ -87,7 +87,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match report.faults.as_slice() {
         [] => Ok(()),
         [only] => bail!("{only}"),
-        faults => bail!("{}: {} faults, as listed; fetch the files that they name again", args.model.display(), faults.len()),
+        faults => {
+            bail!("{}: {} faults, as listed; fetch the files that they name again", args.model.display(), faults.len())
+        }
     }
 }
 
@@ -172,7 +174,9 @@ impl Survey {
         // A fresh router may be zero: all experts alike. Nothing else that was trained is.
         let may_be_zero = matches!(tensor.name(), TensorName::Layer(_, LayerTensor::Router));
         let zero = self.other_than_zero == 0 && !may_be_zero;
-        zero.then(|| format!("{place} holds nothing but zeros, as an interrupted download leaves it; fetch the file again"))
+        zero.then(|| {
+            format!("{place} holds nothing but zeros, as an interrupted download leaves it; fetch the file again")
+        })
     }
 }
 
@@ -251,7 +255,11 @@ fn describe(report: &Report) -> String {
     };
     if !report.unexpected_tensors.is_empty() {
         let first = &report.unexpected_tensors[0];
-        text += &format!("  not used   {} tensors, such as {}\n", count(report.unexpected_tensors.len()), first.escape_debug());
+        text += &format!(
+            "  not used   {} tensors, such as {}\n",
+            count(report.unexpected_tensors.len()),
+            first.escape_debug()
+        );
     }
     for fault in report.faults.iter().take(MAX_SHOWN_FAULTS) {
         text += &format!("  fault      {fault}\n");

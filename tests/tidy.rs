@@ -49,10 +49,7 @@ fn functions_are_short_or_have_a_reason() {
             faults.push(format!("{path}: {name} is excused in tests/tidy.rs and need not be"));
         }
     }
-    none(
-        faults,
-        "split the function, or list it in LONG_FUNCTIONS with the reason",
-    );
+    none(faults, "split the function, or list it in LONG_FUNCTIONS with the reason");
 }
 
 #[test]
@@ -68,22 +65,13 @@ fn files_are_short_or_have_a_reason() {
             faults.push(format!("{path} is excused in tests/tidy.rs and need not be"));
         }
     }
-    none(
-        faults,
-        "split the file by concept, or list it in LONG_FILES with the reason",
-    );
+    none(faults, "split the file by concept, or list it in LONG_FILES with the reason");
 }
 
 #[test]
 fn every_file_opens_with_its_idea() {
-    let faults = rust_sources()
-        .filter(|(_, text)| !text.starts_with("//!"))
-        .map(|(path, _)| path)
-        .collect();
-    none(
-        faults,
-        "open the file with `//!` and a sentence that says what it is for",
-    );
+    let faults = rust_sources().filter(|(_, text)| !text.starts_with("//!")).map(|(path, _)| path).collect();
+    none(faults, "open the file with `//!` and a sentence that says what it is for");
 }
 
 #[test]
@@ -104,10 +92,7 @@ fn unsafe_stands_only_where_it_may() {
             faults.push(format!("{path} lacks #![forbid(unsafe_code)]"));
         }
     }
-    none(
-        faults,
-        "move it into octet-kernels or checkpoint's mapping.rs, each block with its SAFETY",
-    );
+    none(faults, "move it into octet-kernels or checkpoint's mapping.rs, each block with its SAFETY");
 }
 
 #[test]
@@ -122,19 +107,13 @@ fn arrows_point_one_way() {
         let manifest = fs::read_to_string(root().join("crates").join(&name).join("Cargo.toml")).unwrap();
         let known = manifest.lines().take_while(|l| !l.starts_with("[dev-dependencies]"));
         for known in known.filter_map(|l| l.strip_prefix("octet-")) {
-            let known: String = known
-                .chars()
-                .take_while(|c| c.is_alphanumeric() || *c == '_' || *c == '-')
-                .collect();
+            let known: String = known.chars().take_while(|c| c.is_alphanumeric() || *c == '_' || *c == '-').collect();
             if !allowed.contains(&known.as_str()) {
                 faults.push(format!("crates/{name} depends on octet-{known}"));
             }
         }
     }
-    none(
-        faults,
-        "a line of code knows only the floors below it: see ARCHITECTURE.md",
-    );
+    none(faults, "a line of code knows only the floors below it: see ARCHITECTURE.md");
 }
 
 #[test]
@@ -169,10 +148,8 @@ fn no_test_is_ignored_or_sleeps() {
 #[test]
 fn no_file_is_called_utils() {
     let vague = ["utils.rs", "util.rs", "common.rs", "helpers.rs", "misc.rs"];
-    let faults = rust_sources()
-        .map(|(p, _)| p)
-        .filter(|p| vague.iter().any(|v| p.ends_with(&format!("/{v}"))))
-        .collect();
+    let faults =
+        rust_sources().map(|(p, _)| p).filter(|p| vague.iter().any(|v| p.ends_with(&format!("/{v}")))).collect();
     none(faults, "name the file after the concept that it holds");
 }
 
@@ -180,10 +157,7 @@ fn no_file_is_called_utils() {
 fn links_in_markdown_lead_somewhere() {
     let mut faults = Vec::new();
     let mut seen = 0;
-    for path in tracked(&root())
-        .into_iter()
-        .filter(|p| p.extension().is_some_and(|e| e == "md"))
-    {
+    for path in tracked(&root()).into_iter().filter(|p| p.extension().is_some_and(|e| e == "md")) {
         let text = fs::read_to_string(&path).unwrap();
         for (line, target) in links(&text) {
             seen += 1;
@@ -199,12 +173,7 @@ fn links_in_markdown_lead_somewhere() {
 #[test]
 fn no_tracked_file_names_the_machine_it_was_made_on() {
     // Split, so that this file does not find itself.
-    let marks = [
-        concat!("/wo", "rk/"),
-        concat!("/ro", "ot/"),
-        concat!("pythonhos", "ted"),
-        concat!("--index", "-url"),
-    ];
+    let marks = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("pythonhos", "ted"), concat!("--index", "-url")];
     let mut faults = Vec::new();
     for path in tracked(&root()) {
         let Ok(text) = fs::read_to_string(&path) else { continue };
@@ -223,15 +192,9 @@ fn no_tracked_file_names_the_machine_it_was_made_on() {
 
 #[test]
 fn reference_data_stays_small() {
-    let bytes: u64 = tracked(&root().join("tests/fixtures"))
-        .iter()
-        .map(|p| p.metadata().unwrap().len())
-        .sum();
+    let bytes: u64 = tracked(&root().join("tests/fixtures")).iter().map(|p| p.metadata().unwrap().len()).sum();
     assert!(bytes > 0, "tests/fixtures is empty");
-    assert!(
-        bytes <= MAX_FIXTURES_BYTES,
-        "tests/fixtures holds {bytes} bytes; at most {MAX_FIXTURES_BYTES}"
-    );
+    assert!(bytes <= MAX_FIXTURES_BYTES, "tests/fixtures holds {bytes} bytes; at most {MAX_FIXTURES_BYTES}");
 }
 
 fn none(faults: Vec<String>, remedy: &str) {
@@ -243,20 +206,13 @@ fn root() -> PathBuf {
 }
 
 fn relative(path: &Path) -> String {
-    path.strip_prefix(root())
-        .unwrap_or(path)
-        .to_string_lossy()
-        .replace('\\', "/")
+    path.strip_prefix(root()).unwrap_or(path).to_string_lossy().replace('\\', "/")
 }
 
 /// All files below `folder` but those that the repository's .gitignore names.
 fn tracked(folder: &Path) -> Vec<PathBuf> {
     let ignored = fs::read_to_string(root().join(".gitignore")).unwrap();
-    let ignored: Vec<&str> = ignored
-        .lines()
-        .map(|l| l.trim_matches('/'))
-        .filter(|l| !l.is_empty())
-        .collect();
+    let ignored: Vec<&str> = ignored.lines().map(|l| l.trim_matches('/')).filter(|l| !l.is_empty()).collect();
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(folder) = folders.pop() {
@@ -266,11 +222,7 @@ fn tracked(folder: &Path) -> Vec<PathBuf> {
             if name == ".git" || ignored.contains(&name.as_str()) || ignored.contains(&relative(&path).as_str()) {
                 continue;
             }
-            if path.is_dir() {
-                folders.push(path)
-            } else {
-                found.push(path)
-            }
+            if path.is_dir() { folders.push(path) } else { found.push(path) }
         }
     }
     found.sort();
@@ -279,18 +231,9 @@ fn tracked(folder: &Path) -> Vec<PathBuf> {
 
 /// Path and text of every Rust file.
 fn rust_sources() -> impl Iterator<Item = (String, String)> {
-    let files: Vec<_> = tracked(&root())
-        .into_iter()
-        .filter(|p| p.extension().is_some_and(|e| e == "rs"))
-        .collect();
-    assert!(
-        files.len() > 10,
-        "found only {} Rust files: the search is broken",
-        files.len()
-    );
-    files
-        .into_iter()
-        .map(|path| (relative(&path), fs::read_to_string(&path).unwrap()))
+    let files: Vec<_> = tracked(&root()).into_iter().filter(|p| p.extension().is_some_and(|e| e == "rs")).collect();
+    assert!(files.len() > 10, "found only {} Rust files: the search is broken", files.len());
+    files.into_iter().map(|path| (relative(&path), fs::read_to_string(&path).unwrap()))
 }
 
 /// A file that is only compiled for tests, such as `src/gguf/tests.rs`.
@@ -309,16 +252,9 @@ fn functions(text: &str) -> Vec<(String, usize, usize)> {
     for (i, line) in lines.iter().enumerate() {
         let Some(name) = function_name(line) else { continue };
         let indent = &line[..line.len() - line.trim_start().len()];
-        let ends = |l: &&str| {
-            l.strip_prefix(indent)
-                .is_some_and(|rest| rest == "}" || rest == ";" || rest == ") {}")
-        };
+        let ends = |l: &&str| l.strip_prefix(indent).is_some_and(|rest| rest == "}" || rest == ";" || rest == ") {}");
         let is_whole = line.ends_with(';') || line.ends_with('}');
-        let length = if is_whole {
-            1
-        } else {
-            lines[i..].iter().position(|l| ends(l)).map_or(1, |n| n + 1)
-        };
+        let length = if is_whole { 1 } else { lines[i..].iter().position(|l| ends(l)).map_or(1, |n| n + 1) };
         found.push((name, i + 1, length));
     }
     found
@@ -360,20 +296,12 @@ fn dead(from: &Path, text: &str, target: &str) -> Option<String> {
         return None;
     }
     let (file, anchor) = target.split_once('#').map_or((target, None), |(f, a)| (f, Some(a)));
-    let path = if file.is_empty() {
-        from.to_path_buf()
-    } else {
-        from.parent().unwrap().join(file)
-    };
+    let path = if file.is_empty() { from.to_path_buf() } else { from.parent().unwrap().join(file) };
     if !path.exists() {
         return Some(format!("{target} does not exist"));
     }
     let anchor = anchor?;
-    let text = if file.is_empty() {
-        text.to_string()
-    } else {
-        fs::read_to_string(&path).unwrap_or_default()
-    };
+    let text = if file.is_empty() { text.to_string() } else { fs::read_to_string(&path).unwrap_or_default() };
     let has = text.lines().filter(|l| l.starts_with('#')).any(|l| slug(l) == anchor);
     (!has).then(|| format!("{target}: no such heading"))
 }
@@ -381,18 +309,12 @@ fn dead(from: &Path, text: &str, target: &str) -> Option<String> {
 /// The anchor of a heading: lower case, spaces as hyphens, punctuation dropped.
 fn slug(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
-    text.chars()
-        .filter(|c| c.is_alphanumeric() || " -_".contains(*c))
-        .map(|c| if c == ' ' { '-' } else { c })
-        .collect()
+    text.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
 #[test]
 fn the_search_for_functions_finds_them() {
     let text = "fn a() {}\n\npub(crate) const fn b(\n    x: u8,\n) -> u8 {\n    x\n}\nimpl X {\n    fn c() {\n        1\n    }\n}\n";
     let found: Vec<_> = functions(text).into_iter().map(|(n, _, l)| (n, l)).collect();
-    assert_eq!(
-        found,
-        [("a".to_string(), 1), ("b".to_string(), 5), ("c".to_string(), 3)]
-    );
+    assert_eq!(found, [("a".to_string(), 1), ("b".to_string(), 5), ("c".to_string(), 3)]);
 }
