@@ -1,7 +1,8 @@
 //! GGUF version 3: keys and values, tensor descriptions, then the data, each tensor at a multiple of the alignment.
 
 use super::plan::{Form, NewFile, Place};
-use super::{NewTensor, Plan};
+use super::{NewTensor, Plan, context_length};
+use crate::Params;
 use crate::gguf::{Array, DEFAULT_ALIGNMENT, Value};
 
 /// The key that would change the alignment; we always write [`DEFAULT_ALIGNMENT`].
@@ -24,6 +25,35 @@ pub fn plan<'a>(metadata: &[(String, Value)], tensors: Vec<NewTensor<'a>>) -> Pl
     let tensors = tensors.into_iter().zip(offsets).map(|(tensor, offset)| (tensor, place(offset))).collect();
     let file = NewFile { name: String::new(), head, len: data_start + data_len };
     Plan { form: Form::File, files: vec![file], tensors, small_files: Vec::new() }
+}
+
+/// The keys that describe a model's shape, beginning with `general.architecture`.
+///
+/// llama.cpp does not know a sliding window in its `llama` architecture and passes over that key.
+pub fn shape_keys(params: &Params) -> Vec<(String, Value)> {
+    let count = |n: usize| Value::U32(u32::try_from(n).expect("dimensions are bounded when a checkpoint is opened"));
+    let mut keys = vec![
+        ("general.architecture", Value::String("llama".into())),
+        ("general.type", Value::String("model".into())),
+        ("llama.block_count", count(params.n_layers)),
+        ("llama.context_length", count(context_length(params))),
+        ("llama.embedding_length", count(params.dim)),
+        ("llama.feed_forward_length", count(params.hidden_dim)),
+        ("llama.attention.head_count", count(params.n_heads)),
+        ("llama.attention.head_count_kv", count(params.n_kv_heads)),
+        ("llama.attention.key_length", count(params.head_dim)),
+        ("llama.attention.value_length", count(params.head_dim)),
+        ("llama.attention.layer_norm_rms_epsilon", Value::F32(params.norm_eps)),
+        ("llama.rope.freq_base", Value::F32(params.rope_theta)),
+        ("llama.rope.dimension_count", count(params.head_dim)),
+        ("llama.vocab_size", count(params.vocab_size)),
+    ];
+    keys.extend(params.sliding_window.map(|n| ("llama.attention.sliding_window", count(n))));
+    if let Some(moe) = params.moe {
+        keys.push(("llama.expert_count", count(moe.num_experts)));
+        keys.push(("llama.expert_used_count", count(moe.num_experts_per_tok)));
+    }
+    keys.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 fn header(metadata: &[(String, Value)], tensors: &[NewTensor<'_>], offsets: &[u64]) -> Vec<u8> {

@@ -13,17 +13,35 @@
 //! A killed run leaves the first two, and the same command goes on from there. A run that fails of itself (a full
 //! disk, a damaged input) removes both.
 
-mod disk;
-pub mod gguf;
-mod job;
-mod journal;
+mod outline;
 mod plan;
+
+pub mod gguf;
+pub mod hugging_face;
+pub mod mistral;
 pub mod safetensors;
 
+mod job;
+mod journal;
+
+mod disk;
+
 pub use job::{Event, Existing, Job};
+pub use outline::{Outline, RowOrder, outlines};
 pub use plan::{NewTensor, Plan, Rows};
 
 /// JSON as people read it, for the small files beside the weights.
 fn json_bytes(value: &serde_json::Value) -> Vec<u8> {
     format!("{value:#}\n").into_bytes()
+}
+
+/// The shortest decimal that is this float: 1e-5, not 9.999999747378752e-6.
+fn exact(x: f32) -> f64 {
+    x.to_string().parse().expect("a finite float's decimals are a number")
+}
+
+/// Tokens that the model was made for; Mixtral 8x7B's where its files do not say, since readers insist on a number.
+fn context_length(params: &crate::Params) -> usize {
+    const DEFAULT: usize = 32768;
+    params.context_length.unwrap_or(DEFAULT)
 }
