@@ -92,15 +92,7 @@ impl Checkpoint {
         inventory.refuse_unsupported()?;
         let located = HashMap::new();
         let files = inventory.mappings.iter().map(|mapping| mapping.path().to_owned()).collect();
-        let mut checkpoint = Checkpoint {
-            path: path.to_owned(),
-            files,
-            layout,
-            params,
-            inventory,
-            located,
-            gguf,
-        };
+        let mut checkpoint = Checkpoint { path: path.to_owned(), files, layout, params, inventory, located, gguf };
         let problems = checkpoint.locate_all();
         Ok((checkpoint, problems))
     }
@@ -140,12 +132,7 @@ impl Checkpoint {
         let located = self.located.get(&name)?;
         let (mapping, stored) = self.inventory.get(located.stored);
         let [rows, cols] = self.params.shape(name);
-        let row_bytes = |cols| {
-            located
-                .element_type
-                .row_bytes(cols)
-                .expect("checked when the tensor was located")
-        };
+        let row_bytes = |cols| located.element_type.row_bytes(cols).expect("checked when the tensor was located");
         let offset = match located.arrangement {
             Arrangement::Rows { first } => first * row_bytes(cols),
             Arrangement::Transposed { first } => first * row_bytes(rows),
@@ -189,18 +176,10 @@ impl Checkpoint {
     }
 
     fn missing(&self, name: TensorName) -> Error {
-        let names: Vec<String> = self
-            .layout
-            .sources(&self.params, name)
-            .into_iter()
-            .map(|source| source.stored)
-            .collect();
+        let names: Vec<String> =
+            self.layout.sources(&self.params, name).into_iter().map(|source| source.stored).collect();
         let expected = self.params.shape(name).map(|n| n as u64).to_vec();
-        Error::MissingTensor {
-            path: self.path.clone(),
-            tensor: names.join(" or "),
-            expected,
-        }
+        Error::MissingTensor { path: self.path.clone(), tensor: names.join(" or "), expected }
     }
 
     /// Finds every tensor of the model; returns what is wrong.
@@ -223,9 +202,7 @@ impl Checkpoint {
 
     fn locate(&self, name: TensorName) -> Result<Located, Error> {
         let sources = self.layout.sources(&self.params, name);
-        let found = sources
-            .iter()
-            .find_map(|source| Some((source, *self.inventory.by_name.get(&source.stored)?)));
+        let found = sources.iter().find_map(|source| Some((source, *self.inventory.by_name.get(&source.stored)?)));
         let Some((source, index)) = found else {
             return Err(self.missing(name));
         };
@@ -239,18 +216,12 @@ impl Checkpoint {
             });
         }
         match stored.element_type {
-            StoredType::Known(element_type) => Ok(Located {
-                stored: index,
-                element_type,
-                arrangement: source.arrangement,
-            }),
+            StoredType::Known(element_type) => {
+                Ok(Located { stored: index, element_type, arrangement: source.arrangement })
+            }
             StoredType::Foreign(_) => {
                 let what = format!("tensor {} of type {}", shown(&stored.name), stored.element_type);
-                Err(Error::unsupported(
-                    mapping.path(),
-                    what,
-                    "get the model's BF16 weights, or a GGUF of it",
-                ))
+                Err(Error::unsupported(mapping.path(), what, "get the model's BF16 weights, or a GGUF of it"))
             }
         }
     }
@@ -344,11 +315,7 @@ impl Inventory {
         match index.map(|index| self.get(index)) {
             Some((mapping, tensor)) => {
                 let what = format!("tensor {}", shown(&tensor.name));
-                Err(Error::unsupported(
-                    mapping.path(),
-                    what,
-                    "Octet runs decoders without biases or rope scaling",
-                ))
+                Err(Error::unsupported(mapping.path(), what, "Octet runs decoders without biases or rope scaling"))
             }
             None => Ok(()),
         }

@@ -14,9 +14,7 @@ const MAX_JSON_BYTES: u64 = 64 << 20;
 pub(crate) fn read_text(path: &Path) -> Result<String, Error> {
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
     let mut text = Vec::new();
-    file.take(MAX_JSON_BYTES + 1)
-        .read_to_end(&mut text)
-        .map_err(|e| Error::io(path, e))?;
+    file.take(MAX_JSON_BYTES + 1).read_to_end(&mut text).map_err(|e| Error::io(path, e))?;
     if text.len() as u64 > MAX_JSON_BYTES {
         return Err(Error::malformed(
             path,
@@ -41,15 +39,9 @@ impl ConfigFile {
     /// Takes `text` for the content of `path`.
     pub(crate) fn parse(path: &Path, text: &str) -> Result<ConfigFile, Error> {
         match serde_json::from_str(text) {
-            Ok(Value::Object(keys)) => Ok(ConfigFile {
-                path: path.to_owned(),
-                keys,
-            }),
+            Ok(Value::Object(keys)) => Ok(ConfigFile { path: path.to_owned(), keys }),
             Ok(_) => Err(Error::malformed(path, "is no JSON object; fetch it again")),
-            Err(e) => Err(Error::malformed(
-                path,
-                format!("is no valid JSON ({e}); fetch it again"),
-            )),
+            Err(e) => Err(Error::malformed(path, format!("is no valid JSON ({e}); fetch it again"))),
         }
     }
 
@@ -105,12 +97,9 @@ impl ConfigFile {
 /// A whole number of things.
 pub(crate) fn as_count(path: &Path, key: &str, value: &Value) -> Result<usize, Error> {
     // 4096.0 is how some writers put 4096.
-    let whole = value.as_u64().or_else(|| {
-        value
-            .as_f64()
-            .filter(|x| x.fract() == 0.0 && (0.0..1e15).contains(x))
-            .map(|x| x as u64)
-    });
+    let whole = value
+        .as_u64()
+        .or_else(|| value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..1e15).contains(x)).map(|x| x as u64));
     match whole.and_then(|n| usize::try_from(n).ok()) {
         Some(n) => Ok(n),
         None => Err(Error::key(path, key, "is no whole number from 0 on")),

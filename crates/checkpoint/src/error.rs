@@ -120,40 +120,23 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Error {
-        Error::Io {
-            path: path.to_owned(),
-            source,
-        }
+        Error::Io { path: path.to_owned(), source }
     }
 
     pub(crate) fn malformed(path: &Path, problem: impl Into<String>) -> Error {
-        Error::Malformed {
-            path: path.to_owned(),
-            problem: problem.into(),
-        }
+        Error::Malformed { path: path.to_owned(), problem: problem.into() }
     }
 
     pub(crate) fn unsupported(path: &Path, what: impl Into<String>, remedy: &'static str) -> Error {
-        Error::Unsupported {
-            path: path.to_owned(),
-            what: what.into(),
-            remedy,
-        }
+        Error::Unsupported { path: path.to_owned(), what: what.into(), remedy }
     }
 
     pub(crate) fn key(path: &Path, key: impl Into<String>, problem: impl Into<String>) -> Error {
-        Error::Key {
-            path: path.to_owned(),
-            key: key.into(),
-            problem: problem.into(),
-        }
+        Error::Key { path: path.to_owned(), key: key.into(), problem: problem.into() }
     }
 
     pub(crate) fn not_found(path: &Path, problem: impl Into<String>) -> Error {
-        Error::NotFound {
-            path: path.to_owned(),
-            problem: problem.into(),
-        }
+        Error::NotFound { path: path.to_owned(), problem: problem.into() }
     }
 }
 
@@ -181,9 +164,6 @@ mod tests {
     #[test]
     fn a_hostile_name_stays_on_one_line() {
         let text = shown(&"a\nb\u{1b}".repeat(10_000));
-        assert!(
-            !text.contains('\n') && !text.contains('\u{1b}') && text.len() < 1000,
-            "{text}"
-        );
+        assert!(!text.contains('\n') && !text.contains('\u{1b}') && text.len() < 1000, "{text}");
     }
 }

@@ -23,11 +23,7 @@ pub(crate) enum Found {
 /// Finds the checkpoint at a path.
 pub(crate) fn find(path: &Path) -> Result<Found, Error> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if meta.is_dir() {
-        find_in_folder(path)
-    } else {
-        find_by_file(path)
-    }
+    if meta.is_dir() { find_in_folder(path) } else { find_by_file(path) }
 }
 
 /// The configuration at a path that is enough to know a model's shape: a `.json` file that is no index, or the only
@@ -73,20 +69,14 @@ fn find_in_folder(folder: &Path) -> Result<Found, Error> {
 
 fn find_by_file(path: &Path) -> Result<Found, Error> {
     let name = file_name(path);
-    let extension = Path::new(name)
-        .extension()
-        .and_then(|extension| extension.to_str())
-        .unwrap_or_default();
+    let extension = Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     match extension {
         "gguf" => Ok(Found::Gguf(gguf::parts(path)?)),
         "pth" | "pt" => mistral_release(path),
         "safetensors" if name.starts_with(mistral::WEIGHTS) => mistral_release(path),
         "safetensors" => hugging_face_with(path, shards_of(path)?),
         "json" if name.ends_with(".safetensors.index.json") && name.starts_with(mistral::WEIGHTS) => {
-            Ok(Found::Mistral {
-                params: beside(path, mistral::PARAMS)?,
-                weights: hugging_face::read_index(path)?,
-            })
+            Ok(Found::Mistral { params: beside(path, mistral::PARAMS)?, weights: hugging_face::read_index(path)? })
         }
         "json" if name.ends_with(".safetensors.index.json") => hugging_face_with(path, hugging_face::read_index(path)?),
         "json" if name == mistral::PARAMS => by_configuration(path, Listing::mistral_candidates),
@@ -114,10 +104,7 @@ fn by_configuration(path: &Path, candidates: fn(&Listing) -> Vec<PathBuf>) -> Re
 }
 
 fn hugging_face_with(path: &Path, weights: Vec<PathBuf>) -> Result<Found, Error> {
-    Ok(Found::HuggingFace {
-        config: beside(path, hugging_face::CONFIG)?,
-        weights,
-    })
+    Ok(Found::HuggingFace { config: beside(path, hugging_face::CONFIG)?, weights })
 }
 
 /// A shard stands for all that the index beside it names; another file for itself.
@@ -136,10 +123,7 @@ fn shards_of(path: &Path) -> Result<Vec<PathBuf>, Error> {
 fn mistral_release(path: &Path) -> Result<Found, Error> {
     let params = beside(path, mistral::PARAMS)?;
     if !file_name(path).starts_with(mistral::WEIGHTS) {
-        return Ok(Found::Mistral {
-            params,
-            weights: vec![path.to_owned()],
-        });
+        return Ok(Found::Mistral { params, weights: vec![path.to_owned()] });
     }
     let mut weights = Listing::read(&folder_of(path))?.consolidated;
     weights.retain(|part| part.extension() == path.extension());
@@ -153,10 +137,7 @@ fn beside(path: &Path, name: &str) -> Result<PathBuf, Error> {
     }
     Err(Error::not_found(
         &file,
-        format!(
-            "is missing beside {}; fetch it from where the weights came from",
-            path.display()
-        ),
+        format!("is missing beside {}; fetch it from where the weights came from", path.display()),
     ))
 }
 

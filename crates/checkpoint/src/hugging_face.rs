@@ -27,25 +27,17 @@ pub(crate) fn params(config: &ConfigFile) -> Result<Params, Error> {
     refuse_unsupported(config)?;
     let dim = config.count("hidden_size")?;
     let n_heads = config.count("num_attention_heads")?;
-    let kv_default = if architecture == Architecture::Llama {
-        n_heads
-    } else {
-        8
-    };
+    let kv_default = if architecture == Architecture::Llama { n_heads } else { 8 };
     let params = Params {
         architecture,
         dim,
         n_layers: config.count("num_hidden_layers")?,
-        head_dim: config
-            .optional_count("head_dim")?
-            .unwrap_or(dim.checked_div(n_heads).unwrap_or(0)),
+        head_dim: config.optional_count("head_dim")?.unwrap_or(dim.checked_div(n_heads).unwrap_or(0)),
         hidden_dim: config.count("intermediate_size")?,
         n_heads,
         n_kv_heads: config.optional_count("num_key_value_heads")?.unwrap_or(kv_default),
         vocab_size: config.count("vocab_size")?,
-        norm_eps: config
-            .optional_float("rms_norm_eps")?
-            .unwrap_or(default_norm_eps(architecture)),
+        norm_eps: config.optional_float("rms_norm_eps")?.unwrap_or(default_norm_eps(architecture)),
         rope_theta: rope_theta(config)?.unwrap_or(default_rope_theta(architecture)),
         sliding_window: sliding_window(config, architecture)?,
         context_length: config.optional_count("max_position_embeddings")?,
@@ -60,27 +52,16 @@ pub(crate) fn params(config: &ConfigFile) -> Result<Params, Error> {
 
 /// transformers' `MixtralConfig` says 1e-5, its other two 1e-6.
 fn default_norm_eps(architecture: Architecture) -> f32 {
-    if architecture == Architecture::Mixtral {
-        1e-5
-    } else {
-        1e-6
-    }
+    if architecture == Architecture::Mixtral { 1e-5 } else { 1e-6 }
 }
 
 /// transformers' `MixtralConfig` says 1e6, its other two 1e4.
 fn default_rope_theta(architecture: Architecture) -> f32 {
-    if architecture == Architecture::Mixtral {
-        1e6
-    } else {
-        1e4
-    }
+    if architecture == Architecture::Mixtral { 1e6 } else { 1e4 }
 }
 
 fn architecture(config: &ConfigFile) -> Result<Architecture, Error> {
-    let listed = config
-        .get("architectures")
-        .and_then(|list| list.get(0))
-        .and_then(Value::as_str);
+    let listed = config.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
     let model_type = config.get("model_type").and_then(Value::as_str);
     match listed.or(model_type) {
         Some("MixtralForCausalLM" | "mixtral") => Ok(Architecture::Mixtral),
@@ -106,29 +87,15 @@ fn refuse_unsupported(config: &ConfigFile) -> Result<(), Error> {
     if let Some(activation) = config.get("hidden_act").and_then(Value::as_str)
         && activation != "silu"
     {
-        return Err(Error::unsupported(
-            config.path(),
-            format!("`hidden_act` {:?}", shown(activation)),
-            PLAIN,
-        ));
+        return Err(Error::unsupported(config.path(), format!("`hidden_act` {:?}", shown(activation)), PLAIN));
     }
-    if config
-        .optional_float("partial_rotary_factor")?
-        .is_some_and(|x| x != 1.0)
-    {
+    if config.optional_float("partial_rotary_factor")?.is_some_and(|x| x != 1.0) {
         return Err(Error::unsupported(config.path(), "`partial_rotary_factor`", PLAIN));
     }
     if let Some(quantization) = config.get("quantization_config") {
-        let method = quantization
-            .get("quant_method")
-            .and_then(Value::as_str)
-            .unwrap_or("unknown");
+        let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
         let what = format!("`quantization_config` of method {:?}", shown(method));
-        return Err(Error::unsupported(
-            config.path(),
-            what,
-            "get the model's BF16 weights, or a GGUF of it",
-        ));
+        return Err(Error::unsupported(config.path(), what, "get the model's BF16 weights, or a GGUF of it"));
     }
     Ok(())
 }
@@ -160,24 +127,12 @@ fn check_rope(config: &ConfigFile, key: &str, rope: &Value) -> Result<(), Error>
         None if kind.is_none() && !rope.contains_key("factor") => {}
         kind => {
             let what = format!("rope scaling {:?}", shown(kind.unwrap_or("of unknown type")));
-            return Err(Error::unsupported(
-                config.path(),
-                what,
-                "Octet runs models with plain rotary embeddings",
-            ));
+            return Err(Error::unsupported(config.path(), what, "Octet runs models with plain rotary embeddings"));
         }
     }
-    if rope
-        .get("partial_rotary_factor")
-        .and_then(Value::as_f64)
-        .is_some_and(|x| x != 1.0)
-    {
+    if rope.get("partial_rotary_factor").and_then(Value::as_f64).is_some_and(|x| x != 1.0) {
         let what = format!("`{key}.partial_rotary_factor`");
-        return Err(Error::unsupported(
-            config.path(),
-            what,
-            "Octet runs models with plain rotary embeddings",
-        ));
+        return Err(Error::unsupported(config.path(), what, "Octet runs models with plain rotary embeddings"));
     }
     Ok(())
 }
@@ -198,20 +153,13 @@ fn moe(config: &ConfigFile, architecture: Architecture) -> Result<Option<Moe>, E
     }
     let num_experts = config.optional_count("num_local_experts")?.unwrap_or(8);
     let num_experts_per_tok = config.optional_count("num_experts_per_tok")?.unwrap_or(2);
-    Ok(Some(Moe {
-        num_experts,
-        num_experts_per_tok,
-    }))
+    Ok(Some(Moe { num_experts, num_experts_per_tok }))
 }
 
 /// Where a file may hold a tensor.
 pub(crate) fn sources(params: &Params, name: TensorName) -> Vec<Source> {
     let [rows, cols] = params.shape(name);
-    let source = |stored: String, arrangement| Source {
-        stored,
-        shape: vec![rows as u64, cols as u64],
-        arrangement,
-    };
+    let source = |stored: String, arrangement| Source { stored, shape: vec![rows as u64, cols as u64], arrangement };
     let stored = name.hugging_face(params.moe);
     let as_is = Arrangement::Rows { first: 0 };
     let TensorName::Layer(layer, tensor) = name else {
@@ -219,18 +167,10 @@ pub(crate) fn sources(params: &Params, name: TensorName) -> Vec<Source> {
     };
     match (tensor, params.moe) {
         (LayerTensor::Wq | LayerTensor::Wk, _) => {
-            vec![source(
-                stored,
-                Arrangement::RotaryHalves {
-                    head_dim: params.head_dim,
-                },
-            )]
+            vec![source(stored, Arrangement::RotaryHalves { head_dim: params.head_dim })]
         }
         (LayerTensor::Router, _) => {
-            vec![
-                source(stored, as_is),
-                source(format!("model.layers.{layer}.mlp.gate.weight"), as_is),
-            ]
+            vec![source(stored, as_is), source(format!("model.layers.{layer}.mlp.gate.weight"), as_is)]
         }
         (LayerTensor::Expert(expert, matrix), Some(moe)) => {
             vec![source(stored, as_is), fused(params, moe, layer, expert, matrix)]
@@ -268,11 +208,7 @@ pub(crate) fn read_index(path: &Path) -> Result<Vec<PathBuf>, Error> {
         let name = shard.as_str().unwrap_or_default();
         // A shard lies beside its index; anything else is a mistake or an attempt to read other files.
         if name.is_empty() || name == ".." || name.contains(['/', '\\', '\0']) {
-            return Err(Error::key(
-                path,
-                "weight_map",
-                format!("names {:?}, which is no file beside it", shown(name)),
-            ));
+            return Err(Error::key(path, "weight_map", format!("names {:?}, which is no file beside it", shown(name))));
         }
         shards.insert(path.with_file_name(name));
     }
@@ -280,10 +216,9 @@ pub(crate) fn read_index(path: &Path) -> Result<Vec<PathBuf>, Error> {
         return Err(Error::key(path, "weight_map", "names no file; fetch the index again"));
     }
     match shards.iter().find(|shard| !shard.is_file()) {
-        Some(missing) => Err(Error::not_found(
-            missing,
-            format!("is missing, though {} names it; fetch it", path.display()),
-        )),
+        Some(missing) => {
+            Err(Error::not_found(missing, format!("is missing, though {} names it; fetch it", path.display())))
+        }
         None => Ok(shards.into_iter().collect()),
     }
 }

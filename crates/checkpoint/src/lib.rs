@@ -20,7 +20,7 @@ pub mod gguf;
 mod hugging_face;
 mod mistral;
 pub mod safetensors;
-mod torch;
+pub mod torch;
 
 mod mapping;
 mod stored;

@@ -32,10 +32,7 @@ impl Mapping {
         // SAFETY: the map is read-only and private to this struct; what a change of the file under us can do is
         // said at the head of this module, and every program that maps weights lives with it.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-        Ok(Mapping {
-            path: path.to_owned(),
-            map,
-        })
+        Ok(Mapping { path: path.to_owned(), map })
     }
 
     /// The file.
@@ -54,10 +51,7 @@ impl Mapping {
             }
             // SAFETY: DONTNEED on a shared map of a file loses nothing: the pages are clean, and read anew on the
             // next access. A refusal costs only memory, so it is not an error.
-            let _ = unsafe {
-                self.map
-                    .unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, len)
-            };
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, len) };
         }
         #[cfg(not(unix))]
         let _ = bytes;

@@ -21,11 +21,7 @@ pub(crate) fn params(config: &ConfigFile) -> Result<Params, Error> {
     // Mistral's own code: 1e6, or 1e4 where there is a sliding window.
     let default_theta = if sliding_window.is_some() { 1e4 } else { 1e6 };
     let params = Params {
-        architecture: if moe.is_some() {
-            Architecture::Mixtral
-        } else {
-            Architecture::Mistral
-        },
+        architecture: if moe.is_some() { Architecture::Mixtral } else { Architecture::Mistral },
         dim: config.count("dim")?,
         n_layers: config.count("n_layers")?,
         head_dim: config.count("head_dim")?,
@@ -33,9 +29,7 @@ pub(crate) fn params(config: &ConfigFile) -> Result<Params, Error> {
         n_heads: config.count("n_heads")?,
         n_kv_heads: config.count("n_kv_heads")?,
         vocab_size: config.count("vocab_size")?,
-        norm_eps: config
-            .optional_float("norm_eps")?
-            .ok_or_else(|| config.missing("norm_eps"))?,
+        norm_eps: config.optional_float("norm_eps")?.ok_or_else(|| config.missing("norm_eps"))?,
         rope_theta: config.optional_float("rope_theta")?.unwrap_or(default_theta),
         sliding_window,
         context_length: context_length(config)?,
@@ -65,25 +59,15 @@ fn moe(config: &ConfigFile) -> Result<Option<Moe>, Error> {
             None => Err(config.missing(&name)),
         }
     };
-    Ok(Some(Moe {
-        num_experts: count("num_experts")?,
-        num_experts_per_tok: count("num_experts_per_tok")?,
-    }))
+    Ok(Some(Moe { num_experts: count("num_experts")?, num_experts_per_tok: count("num_experts_per_tok")? }))
 }
 
 /// Refuses what would change the numbers if we passed over it.
 fn refuse_unsupported(config: &ConfigFile) -> Result<(), Error> {
     const PLAIN: &str = "Octet runs Mistral's plain and expert decoders";
-    for key in [
-        "yarn",
-        "rope_scaling",
-        "llama_4_scaling",
-        "quantization",
-        "lora",
-        "vision_encoder",
-        "q_lora_rank",
-        "ssm_cfg",
-    ] {
+    for key in
+        ["yarn", "rope_scaling", "llama_4_scaling", "quantization", "lora", "vision_encoder", "q_lora_rank", "ssm_cfg"]
+    {
         if config.has(key) && config.get(key).is_some() {
             return Err(Error::unsupported(config.path(), format!("`{key}`"), PLAIN));
         }
@@ -94,11 +78,7 @@ fn refuse_unsupported(config: &ConfigFile) -> Result<(), Error> {
     if let Some(kind) = config.get("model_type").and_then(|kind| kind.as_str())
         && kind != "transformer"
     {
-        return Err(Error::unsupported(
-            config.path(),
-            format!("`model_type` {:?}", shown(kind)),
-            PLAIN,
-        ));
+        return Err(Error::unsupported(config.path(), format!("`model_type` {:?}", shown(kind)), PLAIN));
     }
     Ok(())
 }
@@ -106,11 +86,7 @@ fn refuse_unsupported(config: &ConfigFile) -> Result<(), Error> {
 /// Where a file may hold a tensor: by itself, or among the stacked experts.
 pub(crate) fn sources(params: &Params, name: TensorName) -> Vec<Source> {
     let [rows, cols] = params.shape(name).map(|n| n as u64);
-    let as_is = |stored| Source {
-        stored,
-        shape: vec![rows, cols],
-        arrangement: Arrangement::Rows { first: 0 },
-    };
+    let as_is = |stored| Source { stored, shape: vec![rows, cols], arrangement: Arrangement::Rows { first: 0 } };
     let mut sources = vec![as_is(name.mistral(params.moe))];
     match (name, params.moe) {
         (TensorName::Layer(layer, LayerTensor::Router), _) => {
@@ -134,9 +110,5 @@ fn in_stack(params: &Params, moe: Moe, expert: usize, matrix: ExpertMatrix, stor
         ExpertMatrix::W2 => Arrangement::Transposed { first },
         ExpertMatrix::W1 | ExpertMatrix::W3 => Arrangement::Rows { first },
     };
-    Source {
-        stored,
-        shape: vec![(moe.num_experts * params.hidden_dim) as u64, params.dim as u64],
-        arrangement,
-    }
+    Source { stored, shape: vec![(moe.num_experts * params.hidden_dim) as u64, params.dim as u64], arrangement }
 }

@@ -127,10 +127,7 @@ impl TensorName {
 /// Mistral's name; a dense model's matrices appear as those of expert 0.
 impl std::fmt::Display for TensorName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.mistral(Some(Moe {
-            num_experts: 1,
-            num_experts_per_tok: 1,
-        })))
+        f.write_str(&self.mistral(Some(Moe { num_experts: 1, num_experts_per_tok: 1 })))
     }
 }
 

@@ -94,13 +94,14 @@ impl Params {
         }
     }
 
+    /// Reads the text of a `params.json` or `config.json`; `path` is for messages.
+    pub fn from_json(path: &Path, text: &str) -> Result<Params, Error> {
+        Params::from_config(&ConfigFile::parse(path, text)?)
+    }
+
     /// Reads a configuration of either dialect; their names for the model's width tell which.
     fn from_config(config: &ConfigFile) -> Result<Params, Error> {
-        if config.has("dim") {
-            mistral::params(config)
-        } else {
-            hugging_face::params(config)
-        }
+        if config.has("dim") { mistral::params(config) } else { hugging_face::params(config) }
     }
 
     /// Experts of a layer; 1 for a dense model.
@@ -154,11 +155,7 @@ impl Params {
         let [embedding, norm, output] = self.outer_tensors();
         let layers = (0..self.n_layers).flat_map(move |layer| {
             let experts = (0..experts).flat_map(|e| EXPERT_MATRICES.map(|m| LayerTensor::Expert(e, m)));
-            attention
-                .into_iter()
-                .flatten()
-                .chain(experts)
-                .map(move |tensor| TensorName::Layer(layer, tensor))
+            attention.into_iter().flatten().chain(experts).map(move |tensor| TensorName::Layer(layer, tensor))
         });
         embedding.into_iter().chain(layers).chain(norm).chain(output)
     }
@@ -200,24 +197,15 @@ impl Params {
     fn check_relations(&self, path: &Path) -> Result<(), Error> {
         let wrong = |key, problem: String| Err(Error::key(path, key, problem));
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
-            return wrong(
-                "n_kv_heads",
-                format!("is {}, no divisor of n_heads {}", self.n_kv_heads, self.n_heads),
-            );
+            return wrong("n_kv_heads", format!("is {}, no divisor of n_heads {}", self.n_kv_heads, self.n_heads));
         }
         if !self.head_dim.is_multiple_of(2) {
-            return wrong(
-                "head_dim",
-                format!("is {}, but rotary pairs need an even width", self.head_dim),
-            );
+            return wrong("head_dim", format!("is {}, but rotary pairs need an even width", self.head_dim));
         }
         if let Some(moe) = self.moe
             && !(1..=moe.num_experts).contains(&moe.num_experts_per_tok)
         {
-            let problem = format!(
-                "is {}, outside 1 to num_experts {}",
-                moe.num_experts_per_tok, moe.num_experts
-            );
+            let problem = format!("is {}, outside 1 to num_experts {}", moe.num_experts_per_tok, moe.num_experts);
             return wrong("num_experts_per_tok", problem);
         }
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
@@ -227,10 +215,7 @@ impl Params {
             return wrong("rope_theta", format!("is {}, no positive number", self.rope_theta));
         }
         if self.sliding_window == Some(0) {
-            return wrong(
-                "sliding_window",
-                "is 0; leave it out for attention to everything".into(),
-            );
+            return wrong("sliding_window", "is 0; leave it out for attention to everything".into());
         }
         self.check_total(path)
     }
@@ -243,11 +228,7 @@ impl Params {
         let layer = self.n_experts() as u128 * expert + 4 * heads * self.dim as u128;
         let total = 2 * wide(self.vocab_size, self.dim) + self.n_layers as u128 * layer;
         if total >= 1 << 60 {
-            return Err(Error::key(
-                path,
-                "dim",
-                format!("and its fellows make a model of {total} weights"),
-            ));
+            return Err(Error::key(path, "dim", format!("and its fellows make a model of {total} weights")));
         }
         Ok(())
     }
@@ -275,10 +256,7 @@ mod tests {
             sliding_window: None,
             context_length: None,
             tied_embeddings: false,
-            moe: Some(Moe {
-                num_experts: 8,
-                num_experts_per_tok: 2,
-            }),
+            moe: Some(Moe { num_experts: 8, num_experts_per_tok: 2 }),
             router_aux_loss_coef: None,
             bos_id: None,
             eos_id: None,
@@ -293,17 +271,8 @@ mod tests {
 
     #[test]
     fn the_tensors_add_up_to_the_count() {
-        for (tied, moe) in [
-            (false, mixtral_8x7b().moe),
-            (true, mixtral_8x7b().moe),
-            (false, None),
-            (true, None),
-        ] {
-            let params = Params {
-                tied_embeddings: tied,
-                moe,
-                ..mixtral_8x7b()
-            };
+        for (tied, moe) in [(false, mixtral_8x7b().moe), (true, mixtral_8x7b().moe), (false, None), (true, None)] {
+            let params = Params { tied_embeddings: tied, moe, ..mixtral_8x7b() };
             let size = |name| params.shape(name).iter().map(|&n| n as u64).product::<u64>();
             assert_eq!(params.tensors().map(size).sum::<u64>(), params.n_parameters());
         }
@@ -317,18 +286,11 @@ mod tests {
             ("`n_layers`", |p| p.n_layers = usize::MAX),
             ("`n_kv_heads`", |p| p.n_kv_heads = 5),
             ("`head_dim`", |p| p.head_dim = 127),
-            ("`num_experts_per_tok`", |p| {
-                p.moe = Some(Moe {
-                    num_experts: 8,
-                    num_experts_per_tok: 9,
-                })
-            }),
+            ("`num_experts_per_tok`", |p| p.moe = Some(Moe { num_experts: 8, num_experts_per_tok: 9 })),
             ("`rope_theta`", |p| p.rope_theta = f32::INFINITY),
             ("`norm_eps`", |p| p.norm_eps = -1.0),
             ("`sliding_window`", |p| p.sliding_window = Some(0)),
-            ("`dim`", |p| {
-                (p.dim, p.hidden_dim, p.n_layers) = (1 << 31, 1 << 31, 1 << 16)
-            }),
+            ("`dim`", |p| (p.dim, p.hidden_dim, p.n_layers) = (1 << 31, 1 << 31, 1 << 16)),
         ];
         for (key, change) in changes {
             let mut params = mixtral_8x7b();

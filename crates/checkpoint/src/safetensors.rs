@@ -27,10 +27,7 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 pub fn read_header(path: &Path, file: &[u8]) -> Result<Vec<StoredTensor>, Error> {
     let (json, data_start) = split_header(path, file)?;
     let header: Header = serde_json::from_slice(json).map_err(|e| {
-        Error::malformed(
-            path,
-            format!("the safetensors header is no valid JSON ({e}); fetch the file again"),
-        )
+        Error::malformed(path, format!("the safetensors header is no valid JSON ({e}); fetch the file again"))
     })?;
     let data_len = file.len() - data_start;
     let mut tensors = Vec::new();
@@ -46,17 +43,11 @@ pub fn read_header(path: &Path, file: &[u8]) -> Result<Vec<StoredTensor>, Error>
 /// The JSON of the header, and where the data begins.
 fn split_header<'a>(path: &Path, file: &'a [u8]) -> Result<(&'a [u8], usize), Error> {
     let Some((len, rest)) = file.split_first_chunk::<8>() else {
-        return Err(Error::malformed(
-            path,
-            "too short for a safetensors file; fetch it again",
-        ));
+        return Err(Error::malformed(path, "too short for a safetensors file; fetch it again"));
     };
     let len = u64::from_le_bytes(*len);
     if len > MAX_HEADER_BYTES || len > rest.len() as u64 {
-        let problem = format!(
-            "its safetensors header claims {len} bytes of a file of {}; fetch it again",
-            file.len()
-        );
+        let problem = format!("its safetensors header claims {len} bytes of a file of {}; fetch it again", file.len());
         return Err(Error::malformed(path, problem));
     }
     Ok((&rest[..len as usize], 8 + len as usize))
@@ -79,28 +70,16 @@ fn locate(path: &Path, name: String, entry: Entry, data_start: usize, data_len: 
         && elements.checked_mul(bits).map(|bits| bits.div_ceil(8)) != Some(end - begin)
     {
         let (shape, dtype) = (&entry.shape, shown(&entry.dtype));
-        return wrong(format!(
-            "{} bytes do not hold shape {shape:?} of {dtype}; fetch the file again",
-            end - begin
-        ));
+        return wrong(format!("{} bytes do not hold shape {shape:?} of {dtype}; fetch the file again", end - begin));
     }
     let bytes = data_start + begin as usize..data_start + end as usize;
-    Ok(StoredTensor {
-        name,
-        element_type,
-        shape: entry.shape,
-        bytes,
-    })
+    Ok(StoredTensor { name, element_type, shape: entry.shape, bytes })
 }
 
 /// The element type of a safetensors dtype, and the bits of an element where we know them.
 fn dtype(name: &str) -> (StoredType, Option<u64>) {
-    let known = |element_type: ElementType| {
-        (
-            StoredType::Known(element_type),
-            Some(8 * element_type.block_bytes() as u64),
-        )
-    };
+    let known =
+        |element_type: ElementType| (StoredType::Known(element_type), Some(8 * element_type.block_bytes() as u64));
     let foreign = |bits| (StoredType::Foreign(name.to_owned()), bits);
     match name {
         "F32" => known(ElementType::F32),
@@ -119,15 +98,9 @@ fn check_cover(path: &Path, tensors: &[StoredTensor], data_start: usize, file_le
     let mut at = data_start;
     for tensor in tensors {
         if tensor.bytes.start != at {
-            let what = if tensor.bytes.start < at {
-                "overlaps the tensor before it"
-            } else {
-                "leaves a gap before it"
-            };
-            let problem = format!(
-                "tensor {} {what} at byte {at}; the file is damaged, fetch it again",
-                shown(&tensor.name)
-            );
+            let what = if tensor.bytes.start < at { "overlaps the tensor before it" } else { "leaves a gap before it" };
+            let problem =
+                format!("tensor {} {what} at byte {at}; the file is damaged, fetch it again", shown(&tensor.name));
             return Err(Error::malformed(path, problem));
         }
         at = tensor.bytes.end;
@@ -198,10 +171,7 @@ mod tests {
         assert_eq!(tensors[0].name, "a");
         assert_eq!(tensors[0].element_type, StoredType::Foreign("I64".into()));
         assert_eq!(tensors[1].element_type, StoredType::Known(ElementType::BF16));
-        assert_eq!(
-            (tensors[1].shape.as_slice(), tensors[1].bytes.clone()),
-            ([2, 3].as_slice(), start + 8..start + 20)
-        );
+        assert_eq!((tensors[1].shape.as_slice(), tensors[1].bytes.clone()), ([2, 3].as_slice(), start + 8..start + 20));
     }
 
     #[test]
@@ -210,10 +180,7 @@ mod tests {
         let big = r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296,16],"data_offsets":[0,8]}}"#;
         let twice = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#;
         let over = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#;
-        let dims = format!(
-            r#"{{"a":{{"dtype":"F32","shape":[{}1],"data_offsets":[0,4]}}}}"#,
-            "1,".repeat(100_000)
-        );
+        let dims = format!(r#"{{"a":{{"dtype":"F32","shape":[{}1],"data_offsets":[0,4]}}}}"#, "1,".repeat(100_000));
         let cases = [
             (f32s("[0,16]"), 8, "not within"),
             (f32s("[8,0]"), 8, "not within"),

@@ -60,10 +60,9 @@ pub(crate) fn refuse_duplicates(path: &Path, tensors: &[StoredTensor]) -> Result
     let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(Error::malformed(
-            path,
-            format!("tensor {} is there twice; fetch the file again", shown(pair[0])),
-        )),
+        Some(pair) => {
+            Err(Error::malformed(path, format!("tensor {} is there twice; fetch the file again", shown(pair[0]))))
+        }
         None => Ok(()),
     }
 }

@@ -81,20 +81,14 @@ impl<'a> Tensor<'a> {
 
     /// Bytes of one canonical row.
     pub fn row_bytes(&self) -> usize {
-        self.element_type
-            .row_bytes(self.cols)
-            .expect("checked when the checkpoint was opened")
+        self.element_type.row_bytes(self.cols).expect("checked when the checkpoint was opened")
     }
 
     /// Copies canonical rows into `out`, which holds `rows.len() * row_bytes()` bytes.
     ///
     /// Panics if the rows are not there or `out` has another length: both are mistakes of the caller.
     pub fn read_rows(&self, rows: Range<usize>, out: &mut [u8]) {
-        assert!(
-            rows.start <= rows.end && rows.end <= self.rows,
-            "rows {rows:?} of {}",
-            self.rows
-        );
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         assert_eq!(out.len(), rows.len() * self.row_bytes(), "bytes for rows {rows:?}");
         match self.arrangement {
             Arrangement::Rows { .. } => {

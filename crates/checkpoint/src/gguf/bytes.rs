@@ -66,10 +66,7 @@ impl<'a> Bytes<'a> {
         let at = self.at;
         match std::str::from_utf8(self.string(what)?) {
             Ok(name) => Ok(name.to_owned()),
-            Err(_) => Err(Error::malformed(
-                self.path,
-                format!("{what} at byte {at} is no UTF-8; the file is damaged"),
-            )),
+            Err(_) => Err(Error::malformed(self.path, format!("{what} at byte {at} is no UTF-8; the file is damaged"))),
         }
     }
 }

@@ -20,11 +20,7 @@ pub(crate) fn params(path: &Path, metadata: &Metadata, inventory: &Inventory) ->
     let dim = keys.count("llama.embedding_length")?;
     let n_heads = keys.count("llama.attention.head_count")?;
     let params = Params {
-        architecture: if moe.is_some() {
-            Architecture::Mixtral
-        } else {
-            Architecture::Llama
-        },
+        architecture: if moe.is_some() { Architecture::Mixtral } else { Architecture::Llama },
         dim,
         n_layers: keys.count("llama.block_count")?,
         head_dim: keys.head_dim(dim, n_heads)?,
@@ -34,9 +30,7 @@ pub(crate) fn params(path: &Path, metadata: &Metadata, inventory: &Inventory) ->
         vocab_size: keys.vocab_size(inventory)?,
         norm_eps: keys.float("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
         rope_theta: keys.float("llama.rope.freq_base")?.unwrap_or(1e4),
-        sliding_window: keys
-            .optional_count("llama.attention.sliding_window")?
-            .filter(|&n| n > 0),
+        sliding_window: keys.optional_count("llama.attention.sliding_window")?.filter(|&n| n > 0),
         context_length: keys.optional_count("llama.context_length")?,
         tied_embeddings: inventory.find(&TensorName::Output.gguf(moe)).is_none(),
         moe,
@@ -50,24 +44,15 @@ pub(crate) fn params(path: &Path, metadata: &Metadata, inventory: &Inventory) ->
 /// Where a file may hold a tensor: the merged form first, then the old one.
 pub(crate) fn sources(params: &Params, name: TensorName) -> Vec<Source> {
     let [rows, cols] = params.shape(name).map(|n| n as u64);
-    let plain = |stored: String, shape| Source {
-        stored,
-        shape,
-        arrangement: Arrangement::Rows { first: 0 },
-    };
+    let plain = |stored: String, shape| Source { stored, shape, arrangement: Arrangement::Rows { first: 0 } };
     match (name, params.moe) {
         (TensorName::Layer(layer, LayerTensor::Expert(expert, matrix)), Some(moe)) => {
             let merged = Source {
                 stored: name.gguf(Some(moe)),
                 shape: vec![moe.num_experts as u64, rows, cols],
-                arrangement: Arrangement::Rows {
-                    first: expert * rows as usize,
-                },
+                arrangement: Arrangement::Rows { first: expert * rows as usize },
             };
-            vec![
-                merged,
-                plain(one_tensor_an_expert(layer, expert, matrix), vec![rows, cols]),
-            ]
+            vec![merged, plain(one_tensor_an_expert(layer, expert, matrix), vec![rows, cols])]
         }
         _ => vec![plain(name.gguf(params.moe), vec![rows, cols])],
     }
@@ -89,17 +74,9 @@ impl Keys<'_> {
             Some("llama") => Ok(()),
             Some(other) => {
                 let what = format!("architecture {:?}", shown(other));
-                Err(Error::unsupported(
-                    self.path,
-                    what,
-                    "Octet runs `llama` files: Mixtral, Mistral and Llama",
-                ))
+                Err(Error::unsupported(self.path, what, "Octet runs `llama` files: Mixtral, Mistral and Llama"))
             }
-            None => Err(Error::key(
-                self.path,
-                KEY,
-                "is missing; this is no language model's GGUF",
-            )),
+            None => Err(Error::key(self.path, KEY, "is missing; this is no language model's GGUF")),
         }
     }
 
@@ -110,11 +87,7 @@ impl Keys<'_> {
             && kind != "none"
             && !(kind == "linear" && self.metadata.f32("llama.rope.scaling.factor").is_none_or(|x| x == 1.0))
         {
-            return Err(Error::unsupported(
-                self.path,
-                format!("rope scaling {:?}", shown(kind)),
-                REMEDY,
-            ));
+            return Err(Error::unsupported(self.path, format!("rope scaling {:?}", shown(kind)), REMEDY));
         }
         if self.metadata.f32("llama.rope.scale_linear").is_some_and(|x| x != 1.0) {
             return Err(Error::unsupported(self.path, "rope scaling \"linear\"", REMEDY));
@@ -127,10 +100,7 @@ impl Keys<'_> {
             None | Some(0) => Ok(None),
             Some(num_experts) => {
                 let num_experts_per_tok = self.count("llama.expert_used_count")?;
-                Ok(Some(Moe {
-                    num_experts,
-                    num_experts_per_tok,
-                }))
+                Ok(Some(Moe { num_experts, num_experts_per_tok }))
             }
         }
     }
@@ -146,11 +116,7 @@ impl Keys<'_> {
                 && other != head_dim
             {
                 let what = format!("`{key}` {other} beside a head of {head_dim}");
-                return Err(Error::unsupported(
-                    self.path,
-                    what,
-                    "Octet runs heads of one width, rotated as a whole",
-                ));
+                return Err(Error::unsupported(self.path, what, "Octet runs heads of one width, rotated as a whole"));
             }
         }
         Ok(head_dim)
@@ -163,12 +129,8 @@ impl Keys<'_> {
         if let Some(n) = self.optional_count("llama.vocab_size")? {
             return Ok(n);
         }
-        let embedding = inventory
-            .find("token_embd.weight")
-            .and_then(|tensor| tensor.shape.first().copied());
-        embedding
-            .map(|rows| rows as usize)
-            .ok_or_else(|| self.missing("tokenizer.ggml.tokens"))
+        let embedding = inventory.find("token_embd.weight").and_then(|tensor| tensor.shape.first().copied());
+        embedding.map(|rows| rows as usize).ok_or_else(|| self.missing("tokenizer.ggml.tokens"))
     }
 
     fn count(&self, key: &str) -> Result<usize, Error> {
@@ -198,10 +160,9 @@ impl Keys<'_> {
     fn float(&self, key: &str) -> Result<Option<f32>, Error> {
         match self.metadata.get(key) {
             None => Ok(None),
-            Some(value) => value
-                .as_f32()
-                .map(Some)
-                .ok_or_else(|| Error::key(self.path, key, "is no number; the file is damaged")),
+            Some(value) => {
+                value.as_f32().map(Some).ok_or_else(|| Error::key(self.path, key, "is no number; the file is damaged"))
+            }
         }
     }
 
@@ -210,10 +171,6 @@ impl Keys<'_> {
     }
 
     fn missing(&self, key: &str) -> Error {
-        Error::key(
-            self.path,
-            key,
-            "is missing; the file is damaged or no language model, fetch it again",
-        )
+        Error::key(self.path, key, "is missing; the file is damaged or no language model, fetch it again")
     }
 }

@@ -220,9 +220,7 @@ impl Context<'_> {
     }
 
     fn too_long(self, len: u64) -> Error {
-        self.error(format!(
-            "claims a list of {len} elements, more than the file can hold; fetch the file again"
-        ))
+        self.error(format!("claims a list of {len} elements, more than the file can hold; fetch the file again"))
     }
 }
 
@@ -241,11 +239,7 @@ impl Metadata {
             let type_id = bytes.u32("a key's type")?;
             let value = Value::read(bytes, type_id, Context { path, key: &key })?;
             if metadata.get(&key).is_some() {
-                return Err(Error::key(
-                    path,
-                    shown(&key),
-                    "is there twice; the file is damaged, fetch it again",
-                ));
+                return Err(Error::key(path, shown(&key), "is there twice; the file is damaged, fetch it again"));
             }
             metadata.push(key, value);
         }

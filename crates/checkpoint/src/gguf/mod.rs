@@ -43,19 +43,8 @@ impl File {
     pub fn open(path: &Path) -> Result<File, Error> {
         let mapping = Mapping::open(path)?;
         let header = Header::read(path, &mapping)?;
-        let Header {
-            version,
-            alignment,
-            metadata,
-            tensors,
-        } = header;
-        Ok(File {
-            mapping,
-            version,
-            alignment,
-            metadata,
-            tensors,
-        })
+        let Header { version, alignment, metadata, tensors } = header;
+        Ok(File { mapping, version, alignment, metadata, tensors })
     }
 
     /// The file.
@@ -93,9 +82,16 @@ impl File {
     }
 }
 
+/// What stands before the data of a GGUF file whose bytes are `file`; `path` is for messages.
+///
+/// Errors: as those of [`File::open`].
+pub fn read_header(path: &Path, file: &[u8]) -> Result<Header, Error> {
+    Header::read(path, file)
+}
+
 /// What stands before the data.
 #[derive(Debug)]
-pub(crate) struct Header {
+pub struct Header {
     version: u32,
     alignment: u64,
     metadata: Metadata,
@@ -103,8 +99,17 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Reads the header of a file whose bytes are `file`; `path` is for messages.
-    pub(crate) fn read(path: &Path, file: &[u8]) -> Result<Header, Error> {
+    /// Keys and values.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// The tensors in file order.
+    pub fn tensors(&self) -> &[StoredTensor] {
+        &self.tensors
+    }
+
+    fn read(path: &Path, file: &[u8]) -> Result<Header, Error> {
         let mut bytes = Bytes::new(path, file);
         let version = read_version(path, &mut bytes)?;
         let n_tensors = bytes.u64("the number of tensors")?;
@@ -120,12 +125,7 @@ impl Header {
         let tensors = described.into_iter().map(locate).collect::<Result<Vec<_>, Error>>()?;
         refuse_duplicates(path, &tensors)?;
         refuse_overlaps(path, &tensors)?;
-        Ok(Header {
-            version,
-            alignment,
-            metadata,
-            tensors,
-        })
+        Ok(Header { version, alignment, metadata, tensors })
     }
 }
 
@@ -135,32 +135,19 @@ fn read_version(path: &Path, bytes: &mut Bytes<'_>) -> Result<u32, Error> {
     match bytes.take(4, "the magic number")? {
         b"GGUF" => {}
         b"lmgg" | b"fmgg" | b"tjgg" | b"algg" => {
-            return Err(Error::unsupported(
-                path,
-                "a GGML file from before GGUF (August 2023)",
-                NEWER,
-            ));
+            return Err(Error::unsupported(path, "a GGML file from before GGUF (August 2023)", NEWER));
         }
         _ => {
-            return Err(Error::malformed(
-                path,
-                "is no GGUF file (its first four bytes are not `GGUF`)",
-            ));
+            return Err(Error::malformed(path, "is no GGUF file (its first four bytes are not `GGUF`)"));
         }
     }
     match bytes.u32("the version")? {
         version @ (2 | 3) => Ok(version),
         1 => Err(Error::unsupported(path, "GGUF version 1", NEWER)),
-        version if matches!(version.swap_bytes(), 1..=3) => Err(Error::unsupported(
-            path,
-            "a big-endian GGUF",
-            "get the little-endian file of the model",
-        )),
-        version => Err(Error::unsupported(
-            path,
-            format!("GGUF version {version}"),
-            "Octet reads versions 2 and 3",
-        )),
+        version if matches!(version.swap_bytes(), 1..=3) => {
+            Err(Error::unsupported(path, "a big-endian GGUF", "get the little-endian file of the model"))
+        }
+        version => Err(Error::unsupported(path, format!("GGUF version {version}"), "Octet reads versions 2 and 3")),
     }
 }
 
@@ -170,11 +157,7 @@ fn read_alignment(path: &Path, metadata: &Metadata) -> Result<u64, Error> {
         None => Ok(DEFAULT_ALIGNMENT),
         Some(value) => match value.as_u64() {
             Some(n) if n.is_power_of_two() && (8..=1 << 20).contains(&n) => Ok(n),
-            _ => Err(Error::key(
-                path,
-                KEY,
-                "is no power of two from 8 to 1048576; the file is damaged",
-            )),
+            _ => Err(Error::key(path, KEY, "is no power of two from 8 to 1048576; the file is damaged")),
         },
     }
 }
@@ -194,10 +177,8 @@ impl Description {
         let name = bytes.name("a tensor's name")?;
         let n_dimensions = bytes.u32("a tensor's number of dimensions")?;
         if n_dimensions > MAX_DIMENSIONS {
-            let problem = format!(
-                "tensor {} claims {n_dimensions} dimensions, more than 4; the file is damaged",
-                shown(&name)
-            );
+            let problem =
+                format!("tensor {} claims {n_dimensions} dimensions, more than 4; the file is damaged", shown(&name));
             return Err(Error::malformed(path, problem));
         }
         let mut shape = Vec::new();
@@ -207,12 +188,7 @@ impl Description {
         shape.reverse();
         let type_id = bytes.u32("a tensor's type")?;
         let offset = bytes.u64("a tensor's offset")?;
-        Ok(Description {
-            name,
-            shape,
-            type_id,
-            offset,
-        })
+        Ok(Description { name, shape, type_id, offset })
     }
 
     /// Turns the claim into a range of the file, or says why it cannot be.
@@ -220,18 +196,9 @@ impl Description {
         let wrong = |problem: String| Error::malformed(path, format!("tensor {}: {problem}", shown(&self.name)));
         let Some(element_type) = ElementType::from_gguf_id(self.type_id) else {
             let what = format!("tensor {} of type {}", shown(&self.name), type_name(self.type_id));
-            return Err(Error::unsupported(
-                path,
-                what,
-                "get the model in another quantization, such as Q4_K_M",
-            ));
+            return Err(Error::unsupported(path, what, "get the model in another quantization, such as Q4_K_M"));
         };
-        let too_large = || {
-            wrong(format!(
-                "shape {:?} is too large for any file; the file is damaged",
-                self.shape
-            ))
-        };
+        let too_large = || wrong(format!("shape {:?} is too large for any file; the file is damaged", self.shape));
         let elements = elements(&self.shape).ok_or_else(too_large)?;
         let cols = self.shape.last().copied().unwrap_or(1);
         if elements == 0 || !cols.is_multiple_of(element_type.block_len() as u64) {
@@ -241,28 +208,16 @@ impl Description {
             )));
         }
         if !self.offset.is_multiple_of(alignment) {
-            return Err(wrong(format!(
-                "offset {} is no multiple of {alignment}; the file is damaged",
-                self.offset
-            )));
+            return Err(wrong(format!("offset {} is no multiple of {alignment}; the file is damaged", self.offset)));
         }
         let blocks = elements / element_type.block_len() as u64;
-        let len = blocks
-            .checked_mul(element_type.block_bytes() as u64)
-            .ok_or_else(too_large)?;
-        let end = data_start
-            .checked_add(self.offset)
-            .and_then(|start| start.checked_add(len));
+        let len = blocks.checked_mul(element_type.block_bytes() as u64).ok_or_else(too_large)?;
+        let end = data_start.checked_add(self.offset).and_then(|start| start.checked_add(len));
         match end {
             Some(end) if end <= file_len => {
                 let bytes = (end - len) as usize..end as usize;
                 let element_type = StoredType::Known(element_type);
-                Ok(StoredTensor {
-                    name: self.name,
-                    element_type,
-                    shape: self.shape,
-                    bytes,
-                })
+                Ok(StoredTensor { name: self.name, element_type, shape: self.shape, bytes })
             }
             _ => Err(wrong(format!(
                 "its {len} bytes at offset {} reach past the end of the file ({file_len} bytes); the download was cut short, fetch it again",

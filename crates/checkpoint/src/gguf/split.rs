@@ -7,20 +7,13 @@ use crate::Error;
 
 /// The paths of all parts of the model that `path` belongs to, in order; `path` alone if it is no part.
 pub(crate) fn parts(path: &Path) -> Result<Vec<PathBuf>, Error> {
-    let Some(part) = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .and_then(PartName::parse)
-    else {
+    let Some(part) = path.file_name().and_then(|name| name.to_str()).and_then(PartName::parse) else {
         return Ok(vec![path.to_owned()]);
     };
     let paths: Vec<PathBuf> = (1..=part.count).map(|n| path.with_file_name(part.sibling(n))).collect();
     match paths.iter().find(|path| !path.is_file()) {
         Some(missing) => {
-            let problem = format!(
-                "is missing, a part of {}; fetch it from where the others came from",
-                path.display()
-            );
+            let problem = format!("is missing, a part of {}; fetch it from where the others came from", path.display());
             Err(Error::not_found(missing, problem))
         }
         None => Ok(paths),
@@ -58,10 +51,7 @@ impl PartName {
         let five_digits = |text: &str| (text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit())).then_some(());
         five_digits(number).and(five_digits(count))?;
         let count = count.parse().ok()?;
-        (1..=count).contains(&number.parse().ok()?).then(|| PartName {
-            stem: stem.to_owned(),
-            count,
-        })
+        (1..=count).contains(&number.parse().ok()?).then(|| PartName { stem: stem.to_owned(), count })
     }
 
     fn sibling(&self, number: usize) -> String {
@@ -78,13 +68,9 @@ mod tests {
         let part = PartName::parse("a-b-00002-of-00003.gguf").unwrap();
         assert_eq!((part.stem.as_str(), part.count), ("a-b", 3));
         assert_eq!(part.sibling(1), "a-b-00001-of-00003.gguf");
-        for other in [
-            "a.gguf",
-            "a-00004-of-00003.gguf",
-            "a-00000-of-00003.gguf",
-            "a-1-of-3.gguf",
-            "a-+0001-of-00003.gguf",
-        ] {
+        for other in
+            ["a.gguf", "a-00004-of-00003.gguf", "a-00000-of-00003.gguf", "a-1-of-3.gguf", "a-+0001-of-00003.gguf"]
+        {
             assert_eq!(PartName::parse(other), None, "{other}");
         }
     }
