@@ -31,9 +31,7 @@ pub fn resident_bytes() -> Option<u64> {
 /// Bytes that can still be written to the file system that holds `path`, or its nearest parent that exists.
 pub fn free_disk(path: &Path) -> Option<u64> {
     let path = path.canonicalize().or_else(|_| std::path::absolute(path)).ok()?;
-    let exists = path.ancestors().find(|p| p.exists())?;
-    let system = rustix::fs::statvfs(exists).ok()?;
-    Some(system.f_bavail * system.f_frsize)
+    octet_checkpoint::write::free_bytes(path.ancestors().find(|p| p.exists())?)
 }
 
 /// `MemTotal` and `MemAvailable` out of /proc/meminfo.

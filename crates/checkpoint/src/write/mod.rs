@@ -26,6 +26,7 @@ mod journal;
 
 mod disk;
 
+pub use disk::free_bytes;
 pub use job::{Event, Existing, Job};
 pub use outline::{Outline, RowOrder, outlines};
 pub use plan::{NewTensor, Plan, Rows};
