@@ -3,7 +3,7 @@
 //! Every group of `n_heads / n_kv_heads` query heads shares one key and value head.
 
 use octet_checkpoint::LayerTensor;
-use octet_kernels::{Activations, AttentionScratch, PackedMatrix, Product, Queries, RopeAngles, ThreadPool, matmul};
+use octet_kernels::{Activations, AttentionLayer, AttentionScratch, PackedMatrix, Product, RopeAngles, ThreadPool, matmul};
 
 use crate::{Batch, Config, KvCache, Record};
 
@@ -70,7 +70,8 @@ impl Attention {
         let (tables, pages) = cache.split();
         let queries = step.batch.runs.iter().map(|run| tables.queries(run));
         pages.append_all(step.pool, layer, queries.clone(), k, v);
-        octet_kernels::attention(step.pool, q, pages, layer, queries, config.sliding_window, scratch, attended);
+        let past = AttentionLayer { pages, layer, window: config.sliding_window };
+        octet_kernels::attention(step.pool, q, &past, queries, scratch, attended);
         if record.wants_inputs() {
             record.input(layer, LayerTensor::Wo, attended, config.q_dim());
         }
