@@ -1,0 +1,243 @@
+//! One work item: a block of query rows walks over the tiles of its splits.
+
+use std::ops::Range;
+
+use crate::attention::bytes::Bytes;
+use crate::attention::floats::{Floats, Half, Single};
+use crate::attention::plan::{self, Block, Destination, Item, Plan, SPLIT, Shape, partial_len};
+use crate::attention::tile::{Store, Tile, see};
+use crate::attention::work::{Softmax, Work};
+use crate::attention::{AttentionLayer, GROUPS_PER_TILE, TILE};
+use crate::exp::exp;
+use crate::kv_pages::{GROUP_TOKENS, KvType};
+use crate::lanes::{Kernel, LANES, Lanes};
+use crate::shared_slice::SharedSlice;
+
+/// Where results go; every item writes to its own part.
+pub(crate) struct Results<'a> {
+    /// `[tokens, n_heads, head_dim]`.
+    pub(crate) out: SharedSlice<'a, f32>,
+    /// As [`Destination::Partial`] says.
+    pub(crate) partials: SharedSlice<'a, f32>,
+}
+
+/// The computation of one [`Item`].
+pub(crate) struct Walk<'a> {
+    pub(crate) layer: &'a AttentionLayer<'a>,
+    pub(crate) plan: &'a Plan,
+    /// `[tokens, n_heads, head_dim]`.
+    pub(crate) q: &'a [f32],
+    pub(crate) results: &'a Results<'a>,
+    pub(crate) item: &'a Item,
+    pub(crate) work: &'a mut Work,
+}
+
+impl Kernel for Walk<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        match self.layer.pages.kind() {
+            KvType::F32 => self.walk::<V, Floats<Single>>(),
+            KvType::F16 => self.walk::<V, Floats<Half>>(),
+            KvType::Q8_0 => self.walk::<V, Bytes>(),
+        }
+    }
+}
+
+impl Walk<'_> {
+    #[inline(always)]
+    fn walk<V: Lanes, S: Store>(self) {
+        let Walk { layer, plan, q, results, item, work } = self;
+        let rows = item.block.n_tokens * plan.shape.group();
+        load_queries(&plan.shape, &item.block, item.head, q, work);
+        S::prepare::<V>(work, rows);
+        work.total.clear(rows, work.value_dim);
+        for split in item.splits.clone() {
+            work.split.clear(rows, work.value_dim);
+            work.lane_sums[..rows * LANES].fill(0.0);
+            see_split::<V, S>(layer, plan, item, split, work);
+            for row in 0..rows {
+                // SAFETY: eight sums a row.
+                work.split.sum[row] = unsafe { V::load(work.lane_sums[row * LANES..].as_ptr()) }.sum();
+            }
+            if matches!(item.result, Destination::Out) {
+                add_split::<V>(&mut work.total, &work.split, rows, work.value_dim);
+            }
+        }
+        match item.result {
+            Destination::Out => {
+                store_rows::<V>(&plan.shape, &item.block, item.head, &work.total, work.value_dim, results)
+            }
+            // SAFETY: every item has its own partial result.
+            Destination::Partial(at) => store_partial(&work.split, work.value_dim, unsafe {
+                results.partials.part(at, rows * partial_len(work.value_dim))
+            }),
+        }
+    }
+}
+
+/// Gathers the rows of a block's KV head, times `1 / sqrt(head_dim)`.
+#[inline(always)]
+fn load_queries(shape: &Shape, block: &Block, head: usize, q: &[f32], work: &mut Work) {
+    let width = shape.group() * shape.head_dim;
+    let scale = 1.0 / (shape.head_dim as f32).sqrt();
+    for token in 0..block.n_tokens {
+        let from = &q[((block.first_token + token) * shape.n_kv_heads + head) * width..][..width];
+        let to = &mut work.q[token * width..][..width];
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = from * scale);
+    }
+}
+
+/// Lets the block see all tiles of a split, in order.
+#[inline(always)]
+fn see_split<V: Lanes, S: Store>(layer: &AttentionLayer<'_>, plan: &Plan, item: &Item, split: usize, work: &mut Work) {
+    let block = &item.block;
+    let first = plan.shape.first_visible(block.first_position).max(split * SPLIT);
+    let end = (block.first_position + block.n_tokens).min((split + 1) * SPLIT);
+    let mut groups = tile_groups(first / TILE, first, end);
+    let mut keys = groups_of(layer, plan, item, first / TILE, &groups).0;
+    for tile in first / TILE..end.div_ceil(TILE) {
+        let next_groups = tile_groups(tile + 1, first, end);
+        let next_keys = groups_of(layer, plan, item, tile + 1, &next_groups).0;
+        let tile = Tile {
+            keys,
+            values: groups_of(layer, plan, item, tile, &groups).1,
+            groups,
+            next_keys,
+            start: tile * TILE,
+            first_position: block.first_position,
+            group_rows: plan.shape.group(),
+            window: plan.shape.window,
+        };
+        see::<V, S>(work, tile.rows(block.n_tokens), &tile);
+        (groups, keys) = (next_groups, next_keys);
+    }
+}
+
+/// Groups of a tile that hold any of the positions `first..end`.
+fn tile_groups(tile: usize, first: usize, end: usize) -> Range<usize> {
+    let start = tile * TILE;
+    let (first, end) = (first.saturating_sub(start).min(TILE), end.saturating_sub(start).min(TILE));
+    first / GROUP_TOKENS..end.div_ceil(GROUP_TOKENS)
+}
+
+type Groups<'a> = [&'a [u8]; GROUPS_PER_TILE];
+
+/// Keys and values of the given groups of a tile.
+#[inline(always)]
+fn groups_of<'a>(
+    layer: &AttentionLayer<'a>,
+    plan: &Plan,
+    item: &Item,
+    tile: usize,
+    groups: &Range<usize>,
+) -> (Groups<'a>, Groups<'a>) {
+    let (mut keys, mut values): (Groups<'a>, Groups<'a>) = Default::default();
+    let table = &plan.pages[item.block.pages.clone()];
+    let groups_per_page = layer.pages.page_tokens() / GROUP_TOKENS;
+    for group in groups.clone() {
+        let index = tile * GROUPS_PER_TILE + group;
+        let (page, slot) = (table[index / groups_per_page], index % groups_per_page);
+        (keys[group], values[group]) = layer.pages.group(layer.layer, item.head, page, slot);
+    }
+    (keys, values)
+}
+
+/// Folds a split into the splits before it: both sums are brought to the larger of the two largest scores.
+#[inline(always)]
+fn add_split<V: Lanes>(total: &mut Softmax, split: &Softmax, rows: usize, value_dim: usize) {
+    for row in 0..rows {
+        let values = row * value_dim..(row + 1) * value_dim;
+        let partial = (split.largest[row], split.sum[row], &split.values[values.clone()]);
+        add_partial::<V>(&mut total.largest[row], &mut total.sum[row], &mut total.values[values], partial);
+    }
+}
+
+/// The same for one row.
+#[inline(always)]
+fn add_partial<V: Lanes>(
+    largest: &mut f32,
+    sum: &mut f32,
+    values: &mut [f32],
+    (split_largest, split_sum, split_values): (f32, f32, &[f32]),
+) {
+    if split_sum == 0.0 {
+        return;
+    }
+    if *sum == 0.0 {
+        (*largest, *sum) = (split_largest, split_sum);
+        return values.copy_from_slice(split_values);
+    }
+    let now = if *largest > split_largest { *largest } else { split_largest };
+    let [kept, added] = [*largest, split_largest].map(|m| exp(V::splat(m - now)));
+    *largest = now;
+    *sum = *sum * kept.to_array()[0] + split_sum * added.to_array()[0];
+    for at in (0..values.len()).step_by(LANES) {
+        // SAFETY: both have `value_dim` elements, a multiple of eight.
+        unsafe {
+            let new = V::load(split_values.as_ptr().add(at)).mul(added);
+            V::load(values.as_ptr().add(at)).fma(kept, new).store(values.as_mut_ptr().add(at));
+        }
+    }
+}
+
+/// Writes the finished rows of a block: `values / sum`.
+#[inline(always)]
+fn store_rows<V: Lanes>(
+    shape: &Shape,
+    block: &Block,
+    head: usize,
+    softmax: &Softmax,
+    value_dim: usize,
+    results: &Results<'_>,
+) {
+    let group = shape.group();
+    for row in 0..block.n_tokens * group {
+        let (token, head) = (block.first_token + row / group, head * group + row % group);
+        // SAFETY: a head of a token belongs to one item.
+        let out = unsafe { results.out.part((token * shape.n_heads + head) * shape.head_dim, shape.head_dim) };
+        let inverse = 1.0 / softmax.sum[row];
+        let values = &softmax.values[row * value_dim..][..value_dim];
+        out.iter_mut().zip(values).for_each(|(out, value)| *out = value * inverse);
+    }
+}
+
+/// Writes the rows of a split: values, largest score, sum.
+fn store_partial(softmax: &Softmax, value_dim: usize, to: &mut [f32]) {
+    for (row, to) in to.chunks_exact_mut(partial_len(value_dim)).enumerate() {
+        to[..value_dim].copy_from_slice(&softmax.values[row * value_dim..][..value_dim]);
+        to[value_dim] = softmax.largest[row];
+        to[value_dim + 1] = softmax.sum[row];
+    }
+}
+
+/// The folding of splits that were computed side by side.
+pub(crate) struct Fold<'a> {
+    pub(crate) shape: Shape,
+    pub(crate) value_dim: usize,
+    pub(crate) results: &'a Results<'a>,
+    pub(crate) fold: &'a plan::Fold,
+    pub(crate) work: &'a mut Work,
+}
+
+impl Kernel for Fold<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        let Fold { shape, value_dim, results, fold, work } = self;
+        let rows = fold.block.n_tokens * shape.group();
+        let length = partial_len(value_dim);
+        work.total.clear(rows, value_dim);
+        for split in 0..fold.n_splits {
+            // SAFETY: the partial results of this block and head are this item's alone.
+            let partials = unsafe { results.partials.part(fold.partials + split * rows * length, rows * length) };
+            for (row, partial) in partials.chunks_exact(length).enumerate() {
+                let (values, numbers) = partial.split_at(value_dim);
+                let to = &mut work.total.values[row * value_dim..][..value_dim];
+                let partial = (numbers[0], numbers[1], values);
+                add_partial::<V>(&mut work.total.largest[row], &mut work.total.sum[row], to, partial);
+            }
+        }
+        store_rows::<V>(&shape, &fold.block, fold.head, &work.total, value_dim, results);
+    }
+}

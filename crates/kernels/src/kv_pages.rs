@@ -1,0 +1,241 @@
+//! Keys and values of all sequences, in pages of a fixed number of tokens.
+//!
+//! Who owns which page is decided elsewhere; here a page is a number, and a sequence is a list of such numbers: token
+//! `p` lies in page `pages[p / page_tokens]`, slot `p % page_tokens`. A page holds its tokens for all layers and heads in
+//! one piece, so that it can be copied or written to disk as a whole.
+//!
+//! Memory is promised at once and committed as pages are first written.
+
+mod encode;
+mod layout;
+
+pub use layout::KvType;
+pub(crate) use layout::{BLOCK, BLOCK_BYTES, GROUP_TOKENS, Layout, SCALES_BYTES, STRIP};
+use memmap2::MmapMut;
+
+use crate::shared_slice::SharedSlice;
+use crate::{Error, ThreadPool};
+
+/// Appends of fewer tokens are not worth waking other threads for.
+const PARALLEL_TOKENS: usize = 16;
+
+/// Consecutive tokens of one sequence: new ones of a forward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Queries<'a> {
+    /// Page table of the sequence.
+    pub pages: &'a [u32],
+    /// Position of the first of these tokens in its sequence.
+    pub first_position: usize,
+    /// Number of tokens.
+    pub n_tokens: usize,
+}
+
+/// Storage for keys and values.
+pub struct KvPages {
+    layout: Layout,
+    n_pages: usize,
+    /// Anonymous memory: pages that were never written take none.
+    memory: MmapMut,
+}
+
+impl KvPages {
+    /// Room for `n_pages` pages of `page_tokens` tokens (a multiple of 16), each with a key and a value of `head_dim`
+    /// elements (even) for each of `n_layers` layers and `n_kv_heads` heads.
+    ///
+    /// # Errors
+    /// [`Error::KvShape`] for sizes that cannot be, [`Error::KvMemory`] if the system will not promise the memory.
+    pub fn new(
+        kind: KvType,
+        n_layers: usize,
+        n_kv_heads: usize,
+        head_dim: usize,
+        page_tokens: usize,
+        n_pages: usize,
+    ) -> Result<KvPages, Error> {
+        let layout = Layout { kind, n_layers, n_kv_heads, head_dim, page_tokens };
+        if page_tokens == 0 || !page_tokens.is_multiple_of(GROUP_TOKENS) || head_dim == 0 || !head_dim.is_multiple_of(2)
+        {
+            return Err(Error::KvShape { page_tokens, head_dim });
+        }
+        let bytes = layout.checked_page_bytes().and_then(|bytes| bytes.checked_mul(n_pages));
+        let memory = bytes.and_then(|bytes| MmapMut::map_anon(bytes.max(1)).ok()).ok_or(Error::KvMemory {
+            kind,
+            n_pages,
+            page_tokens,
+            bytes,
+        })?;
+        Ok(KvPages { layout, n_pages, memory })
+    }
+
+    /// How the numbers are stored.
+    pub fn kind(&self) -> KvType {
+        self.layout.kind
+    }
+
+    /// Number of pages.
+    pub fn n_pages(&self) -> usize {
+        self.n_pages
+    }
+
+    /// Tokens of a page.
+    pub fn page_tokens(&self) -> usize {
+        self.layout.page_tokens
+    }
+
+    /// Bytes that a token takes in all layers.
+    pub fn bytes_per_token(&self) -> usize {
+        self.layout.page_bytes() / self.layout.page_tokens
+    }
+
+    /// Stores one token of one layer: `k` and `v` are `[n_kv_heads, head_dim]`.
+    ///
+    /// # Panics
+    /// If there is no such layer, page or slot.
+    pub fn append(&mut self, layer: usize, page: u32, slot: usize, k: &[f32], v: &[f32]) {
+        let layout = self.layout;
+        self.check(layer, page, slot);
+        assert_eq!(
+            (k.len(), v.len()),
+            (layout.n_kv_heads * layout.head_dim, k.len()),
+            "k and v are [n_kv_heads, head_dim]"
+        );
+        let writer = self.writer(layer);
+        for head in 0..layout.n_kv_heads {
+            let at = head * layout.head_dim..(head + 1) * layout.head_dim;
+            // SAFETY: there is one thread here.
+            unsafe { writer.write(head, page, slot, &k[at.clone()], &v[at]) };
+        }
+    }
+
+    /// Stores the tokens of many sequences in one layer: `k` and `v` are `[tokens, n_kv_heads, head_dim]`, the tokens of
+    /// `sequences` one after the other. Threads share the work by heads.
+    ///
+    /// # Panics
+    /// If a page table is too short or names no page, or if lengths do not match.
+    pub fn append_all<'a>(
+        &mut self,
+        pool: &ThreadPool,
+        layer: usize,
+        sequences: impl Iterator<Item = Queries<'a>> + Clone + Sync,
+        k: &[f32],
+        v: &[f32],
+    ) {
+        let layout = self.layout;
+        let width = layout.n_kv_heads * layout.head_dim;
+        let n_tokens: usize = sequences.clone().map(|s| s.n_tokens).sum();
+        assert_eq!(
+            (k.len(), v.len()),
+            (n_tokens * width, n_tokens * width),
+            "k and v are [tokens, n_kv_heads, head_dim]"
+        );
+        for (page, slot) in sequences.clone().flat_map(|s| places(s, layout.page_tokens)) {
+            self.check(layer, page, slot);
+        }
+        let writer = self.writer(layer);
+        let write_head = |head: usize| {
+            let places = sequences.clone().flat_map(|s| places(s, layout.page_tokens));
+            for (token, (page, slot)) in places.enumerate() {
+                let at = token * width + head * layout.head_dim..token * width + (head + 1) * layout.head_dim;
+                // SAFETY: a head is one item, so one thread has it.
+                unsafe { writer.write(head, page, slot, &k[at.clone()], &v[at]) };
+            }
+        };
+        if n_tokens < PARALLEL_TOKENS {
+            (0..layout.n_kv_heads).for_each(write_head);
+        } else {
+            pool.run(layout.n_kv_heads, &|head, _thread| write_head(head));
+        }
+    }
+
+    /// The bytes of a page, all layers; what they mean depends on [`KvPages::format`].
+    pub fn page(&self, page: u32) -> &[u8] {
+        let bytes = self.layout.page_bytes();
+        &self.memory[page as usize * bytes..][..bytes]
+    }
+
+    /// Replaces a page by bytes that [`KvPages::page`] gave. Any bytes are safe; those of another format are noise.
+    ///
+    /// # Panics
+    /// If there is no such page, or if `bytes` is not as long as a page.
+    pub fn write_page(&mut self, page: u32, bytes: &[u8]) {
+        let length = self.layout.page_bytes();
+        self.memory[page as usize * length..][..length].copy_from_slice(bytes);
+    }
+
+    /// Copies a page, all layers: a sequence that shares a page does so before it writes to it.
+    ///
+    /// # Panics
+    /// If there are no such pages.
+    pub fn copy_page(&mut self, from: u32, to: u32) {
+        let length = self.layout.page_bytes();
+        let from = from as usize * length;
+        self.memory.copy_within(from..from + length, to as usize * length);
+    }
+
+    /// Names the meaning of a page's bytes: pages can be exchanged where this is equal.
+    pub fn format(&self) -> String {
+        let Layout { kind, n_layers, n_kv_heads, head_dim, page_tokens } = self.layout;
+        let (kind, endian) = (kind.name(), if cfg!(target_endian = "little") { "le" } else { "be" });
+        format!(
+            "octet-kv-1 {kind} {endian} layers={n_layers} kv_heads={n_kv_heads} head_dim={head_dim} tokens={page_tokens}"
+        )
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Keys and values of one group of tokens.
+    #[inline]
+    pub(crate) fn group(&self, layer: usize, head: usize, page: u32, group: usize) -> (&[u8], &[u8]) {
+        let page = self.page(page);
+        let keys = &page[self.layout.keys_at(layer, head, group)..][..self.layout.key_bytes()];
+        let values = &page[self.layout.values_at(layer, head, group)..][..self.layout.value_bytes()];
+        (keys, values)
+    }
+
+    fn check(&self, layer: usize, page: u32, slot: usize) {
+        let Layout { n_layers, page_tokens, .. } = self.layout;
+        assert!(layer < n_layers, "layer {layer} of {n_layers}");
+        assert!((page as usize) < self.n_pages, "page {page} of {}", self.n_pages);
+        assert!(slot < page_tokens, "slot {slot} of {page_tokens}");
+    }
+
+    fn writer(&mut self, layer: usize) -> Writer<'_> {
+        Writer { memory: SharedSlice::new(&mut self.memory), layout: self.layout, layer }
+    }
+}
+
+/// Page and slot of every token.
+fn places(tokens: Queries<'_>, page_tokens: usize) -> impl Iterator<Item = (u32, usize)> {
+    let positions = tokens.first_position..tokens.first_position + tokens.n_tokens;
+    positions.map(move |p| (tokens.pages[p / page_tokens], p % page_tokens))
+}
+
+/// Writes into one layer of the pages, from several threads.
+struct Writer<'a> {
+    memory: SharedSlice<'a, u8>,
+    layout: Layout,
+    layer: usize,
+}
+
+impl Writer<'_> {
+    /// Stores one key and value, both `[head_dim]`.
+    ///
+    /// # Safety
+    /// No other thread writes to this head of the layer at the same time.
+    unsafe fn write(&self, head: usize, page: u32, slot: usize, k: &[f32], v: &[f32]) {
+        let layout = &self.layout;
+        let (group, slot) = (slot / GROUP_TOKENS, slot % GROUP_TOKENS);
+        let page = page as usize * layout.page_bytes();
+        let (keys, values) = (layout.keys_at(self.layer, head, group), layout.values_at(self.layer, head, group));
+        // SAFETY: this head's by the caller's promise, and keys and values of a head lie apart.
+        let (keys, values) = unsafe {
+            (self.memory.part(page + keys, layout.key_bytes()), self.memory.part(page + values, layout.value_bytes()))
+        };
+        encode::encode(layout.kind, slot, (k, keys), (v, values));
+    }
+}
+
+#[cfg(test)]
+mod tests;
