@@ -1,0 +1,285 @@
+//! `octet plan`: memory and speed before loading, and the check that every command makes before it loads a model.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::bail;
+use octet_checkpoint::mix::Mix;
+use octet_checkpoint::{Checkpoint, ElementType, ExpertMatrix, LayerTensor, Params, TensorName};
+use octet_engine::OpenOptions;
+use octet_kernels::limits::read_bandwidth;
+use octet_kernels::{Activations, KvType, PackedMatrix, Product, ThreadPool, matmul};
+use serde::Serialize;
+
+use crate::footprint::{self, Footprint, Use};
+use crate::format;
+use crate::machine::{self, Memory};
+use crate::model_options::kv_type;
+
+/// Context that a model has to have at least, for anything useful.
+const LEAST_CONTEXT: usize = 2048;
+/// Share of the memory's bandwidth that generation reaches (bench/RESULTS.md), and of one kernel's speed that a prompt does.
+const GENERATION_SHARE: f64 = 0.75;
+const PROMPT_SHARE: f64 = 0.8;
+
+/// Predict memory and speed before loading
+///
+/// Memory is what will be resident once the context is full. Speeds are what this machine's memory and kernels, measured
+/// for a second, allow.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder or file of the checkpoint, or its params.json or config.json alone
+    model: PathBuf,
+    /// Predict for the file that `octet quantize` would write, such as Q4_K_M [default: the model as it is]
+    #[arg(long, value_name = "MIX", value_parser = mix)]
+    quantize: Option<Mix>,
+    /// Tokens of context for each user [default: the model's own, at most 32768]
+    #[arg(short, long, value_parser = clap::value_parser!(u32).range(1..))]
+    context: Option<u32>,
+    /// Type of the KV cache: f16, q8_0 or f32
+    #[arg(long, default_value = "f16", value_parser = kv_type)]
+    kv: KvType,
+    /// Conversations at the same time
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    users: u32,
+    /// Threads [default: as many as this process may use]
+    #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What will be needed, and what to expect.
+#[derive(Serialize)]
+struct Report {
+    model: PathBuf,
+    quantize: Option<String>,
+    users: usize,
+    kv: &'static str,
+    threads: usize,
+    memory: Option<Memory>,
+    fit: Fit,
+    speed: Speed,
+}
+
+/// Whether a model fits the memory that is free.
+#[derive(Serialize)]
+pub struct Fit {
+    /// Tokens of context of each user.
+    pub context: usize,
+    /// What the model takes once all contexts are full.
+    pub footprint: Footprint,
+    /// `None` where the system does not tell its memory.
+    pub fits: Option<bool>,
+    /// What would fit instead.
+    pub advice: Option<String>,
+}
+
+/// Tokens per second to expect, and what was measured for it.
+#[derive(Serialize)]
+struct Speed {
+    /// Bytes per second that all threads together read from memory.
+    read_bandwidth: f64,
+    /// Multiplications of a weight and an activation per second, in the type of the experts.
+    multiply_adds: f64,
+    /// Bytes of weights that one token reads.
+    active_bytes: u64,
+    /// All users together, with their contexts half full.
+    generate: f64,
+    prompt: f64,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let (params, checkpoint) = match Params::read(&args.model)? {
+        Some(params) => (params, None),
+        None => {
+            let checkpoint = Checkpoint::open(&args.model)?;
+            (checkpoint.params().clone(), Some(checkpoint))
+        }
+    };
+    let stored = |name| checkpoint.as_ref().and_then(|c| c.find(name)).map_or(ElementType::BF16, |t| t.element_type());
+    let element_type = |name| args.quantize.map_or_else(|| stored(name), |mix| mix.element_type(name, &params));
+    let threads = args.threads.map_or_else(octet_kernels::cpu::available_threads, usize::from);
+    let usage = Use {
+        context: args.context.map_or_else(|| footprint::default_context(&params), |n| n as usize),
+        users: args.users as usize,
+        kv: args.kv,
+        chunk: OpenOptions::default().chunk,
+    };
+    let memory = machine::memory();
+    let report = Report {
+        model: args.model,
+        quantize: args.quantize.map(|mix| mix.name().to_owned()),
+        users: usage.users,
+        kv: usage.kv.name(),
+        threads,
+        memory,
+        fit: fit(&params, element_type, &usage, memory),
+        speed: speed(&params, element_type, &usage, &ThreadPool::new(threads)),
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", describe(&report));
+    }
+    Ok(())
+}
+
+/// Refuses to load what will not fit; says so where it fits, but not with its whole context.
+///
+/// # Errors
+/// A checkpoint that cannot be opened, or one that needs more memory than is free: with what would fit instead.
+pub fn check_fits(model: &Path, options: &OpenOptions) -> anyhow::Result<()> {
+    let Some(memory) = machine::memory() else { return Ok(()) };
+    let checkpoint = Checkpoint::open(model)?;
+    let params = checkpoint.params();
+    let element_type = footprint::types_of(&checkpoint, options.quantize);
+    let wanted = options.context.unwrap_or_else(|| footprint::default_context(params));
+    let usage = Use { context: wanted, users: 1, kv: options.kv, chunk: options.chunk };
+    let whole = fit(params, &element_type, &usage, Some(memory));
+    if whole.fits != Some(false) {
+        return Ok(());
+    }
+    // Memory of the cache is taken as it is used, so a context that nobody asked for may be too long.
+    let room = longest_context(params, &element_type, &usage, memory);
+    if options.context.is_none() && room >= LEAST_CONTEXT {
+        let [room, wanted] = [room, wanted].map(|n| format::count(n as u64));
+        eprintln!("octet: free memory will do for {room} of {wanted} tokens of context; --context sets a limit");
+        return Ok(());
+    }
+    let advice = whole.advice.map_or(String::new(), |advice| format!("{advice}, or "));
+    bail!(
+        "{} needs {}; {} are free: {advice}--load-anyway",
+        model.display(),
+        whole.footprint,
+        format::bytes(memory.available)
+    );
+}
+
+/// Whether the model fits `memory`, and what would.
+pub fn fit(
+    params: &Params,
+    element_type: impl Fn(TensorName) -> ElementType,
+    usage: &Use,
+    memory: Option<Memory>,
+) -> Fit {
+    let footprint = Footprint::new(params, &element_type, usage);
+    let fits = memory.map(|memory| footprint.total() <= memory.available);
+    let advice = memory.filter(|_| fits == Some(false)).map(|memory| advice(params, element_type, usage, memory));
+    Fit { context: usage.context, footprint, fits, advice }
+}
+
+/// The least loss that fits: a shorter context if it is half of what was asked for, else the finest mix.
+fn advice(params: &Params, element_type: impl Fn(TensorName) -> ElementType, usage: &Use, memory: Memory) -> String {
+    let room = longest_context(params, element_type, usage, memory);
+    if room >= LEAST_CONTEXT && room >= usage.context / 2 {
+        return format!("fits with --context {room}");
+    }
+    let fits = |mix: &Mix, context: usize| {
+        let usage = Use { context, ..*usage };
+        Footprint::new(params, |name| mix.element_type(name, params), &usage).total() <= memory.available
+    };
+    let contexts = [usage.context, usage.context.min(LEAST_CONTEXT)];
+    for context in contexts {
+        if let Some(mix) = Mix::all().find(|mix| fits(mix, context)) {
+            let shorter = if context < usage.context { format!(" and --context {context}") } else { String::new() };
+            return format!("fits quantized to {}{shorter}", mix.name());
+        }
+    }
+    "no quantization of it fits this machine".into()
+}
+
+/// The longest context for each user that fits, in whole pages of 64 tokens; 0 if the weights alone do not.
+fn longest_context(
+    params: &Params,
+    element_type: impl Fn(TensorName) -> ElementType,
+    usage: &Use,
+    memory: Memory,
+) -> usize {
+    let empty = Footprint { kv_cache: 0, ..Footprint::new(params, element_type, usage) };
+    let free = memory.available.saturating_sub(empty.total());
+    let per_token = footprint::kv_bytes_per_token(params, usage.kv).max(1) * usage.users as u64;
+    ((free / per_token) as usize).min(usage.context) / 64 * 64
+}
+
+fn speed(params: &Params, element_type: impl Fn(TensorName) -> ElementType, usage: &Use, pool: &ThreadPool) -> Speed {
+    let read_bandwidth = read_bandwidth(pool, 3);
+    let expert = element_type(TensorName::Layer(0, LayerTensor::Expert(0, ExpertMatrix::W1)));
+    let multiply_adds = multiply_adds(pool, expert, params.dim);
+    let active_bytes = footprint::active_bytes(params, &element_type, 1);
+    let step_bytes = footprint::active_bytes(params, &element_type, usage.users)
+        + (usage.users * usage.context / 2) as u64 * footprint::kv_bytes_per_token(params, usage.kv);
+    let embeddings = (params.vocab_size * params.dim) as u64;
+    Speed {
+        read_bandwidth,
+        multiply_adds,
+        active_bytes,
+        generate: GENERATION_SHARE * usage.users as f64 * read_bandwidth / step_bytes as f64,
+        prompt: PROMPT_SHARE * multiply_adds / (params.n_active_parameters() - embeddings).max(1) as f64,
+    }
+}
+
+/// Weights times activations per second: a matrix of this type with 64 rows of activations, the best of three.
+fn multiply_adds(pool: &ThreadPool, kind: ElementType, dim: usize) -> f64 {
+    const ROWS: usize = 4096;
+    const TOKENS: usize = 64;
+    let matrix = PackedMatrix::pack(pool, kind, ROWS, dim, &|_, out| out.fill(0));
+    let mut activations = Activations::new();
+    activations.set(pool, &vec![1.0; TOKENS * dim], dim);
+    let mut y = vec![0.0; TOKENS * ROWS];
+    let mut seconds = f64::INFINITY;
+    for _ in 0..3 {
+        let start = Instant::now();
+        matmul(pool, &mut [Product { w: &matrix, x: &activations, y: &mut y }]);
+        seconds = seconds.min(start.elapsed().as_secs_f64());
+    }
+    (ROWS * TOKENS * dim) as f64 / seconds
+}
+
+impl Fit {
+    /// One line for people.
+    pub fn describe(&self) -> String {
+        let context = format::count(self.context as u64);
+        let verdict = match (self.fits, &self.advice) {
+            (Some(true), _) => "fits".to_owned(),
+            (Some(false), Some(advice)) => format!("does not fit as it is; {advice}"),
+            (Some(false), None) => "does not fit".to_owned(),
+            (None, _) => "this system does not tell its memory".to_owned(),
+        };
+        format!("{verdict}: with {context} tokens of context {}", self.footprint)
+    }
+}
+
+fn describe(report: &Report) -> String {
+    let speed = &report.speed;
+    let users = if report.users == 1 { String::new() } else { format!(" for {} users together", report.users) };
+    let mut text = format!("{}\n", report.model.display());
+    let mut line = |label: &str, value: String| text += &format!("  {label:<13}{value}\n");
+    if let Some(mix) = &report.quantize {
+        line("quantized", mix.clone());
+    }
+    line("memory", report.fit.describe());
+    if let Some(memory) = report.memory {
+        line("free", format!("{} of {}", format::bytes(memory.available), format::bytes(memory.total)));
+    }
+    line("generation", format!("about {}{users}, contexts half full", format::rate(speed.generate)));
+    line("prompt", format!("about {}", format::rate(speed.prompt)));
+    line(
+        "measured",
+        format!(
+            "{} threads read {} GB/s and multiply {} G weights/s; a token reads {}",
+            report.threads,
+            format::three_digits(speed.read_bandwidth / 1e9),
+            format::three_digits(speed.multiply_adds / 1e9),
+            format::bytes(speed.active_bytes)
+        ),
+    );
+    text
+}
+
+fn mix(name: &str) -> Result<Mix, String> {
+    let known = || Mix::all().map(|mix| mix.name()).collect::<Vec<_>>().join(", ");
+    Mix::from_name(name).ok_or_else(|| format!("not a mix that can be written; there are {}", known()))
+}

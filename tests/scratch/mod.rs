@@ -1,0 +1,127 @@
+//! The real binary in a folder of its own, and what it said.
+#![allow(dead_code)] // each test program uses a part
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A folder that goes when the test ends.
+pub struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    pub fn new() -> Scratch {
+        Scratch(tempfile::tempdir().unwrap())
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Writes a file and gives its path.
+    pub fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    /// A copy of a folder of the reference data, such as `mixtral-8x2`.
+    pub fn copy_of(&self, fixture: &str, name: &str) -> PathBuf {
+        let (from, to) = (fixtures().join(fixture), self.path(name));
+        std::fs::create_dir_all(&to).unwrap();
+        for entry in std::fs::read_dir(&from).unwrap_or_else(|e| panic!("{}: {e}", from.display())) {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+            }
+        }
+        to
+    }
+
+    /// A reference model as a GGUF, made by `octet convert`.
+    pub fn gguf_of(&self, fixture: &str, name: &str) -> PathBuf {
+        let out = self.path(name);
+        octet(["convert", text(&fixtures().join(fixture)), text(&out), "--to", "gguf"]).succeeded();
+        out
+    }
+
+    /// Everything in the folder, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.0.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// The folder of the reference data.
+pub fn fixtures() -> PathBuf {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+    std::env::var_os("OCTET_FIXTURES").map_or_else(|| default.into(), PathBuf::from)
+}
+
+/// A path as an argument.
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Runs octet with nothing on standard input.
+pub fn octet<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Outcome {
+    let arguments: Vec<&str> = arguments.into_iter().collect();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_octet"));
+    let output = command.args(&arguments).stdin(Stdio::null()).output().unwrap();
+    Outcome { arguments: arguments.join(" "), output }
+}
+
+/// Runs octet with `input` on standard input.
+pub fn octet_reading<'a>(input: &str, arguments: impl IntoIterator<Item = &'a str>) -> Outcome {
+    use std::io::Write;
+    let arguments: Vec<&str> = arguments.into_iter().collect();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_octet"));
+    command.args(&arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // A program that refuses its flags may be gone before it reads.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    Outcome { arguments: arguments.join(" "), output: child.wait_with_output().unwrap() }
+}
+
+/// What a run printed and how it ended.
+pub struct Outcome {
+    pub arguments: String,
+    pub output: Output,
+}
+
+impl Outcome {
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.output.stdout).into_owned()
+    }
+
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).into_owned()
+    }
+
+    /// Asserts success, and gives standard output.
+    pub fn succeeded(self) -> String {
+        assert!(self.output.status.success(), "octet {}: {}\n{}", self.arguments, self.output.status, self.stderr());
+        self.stdout()
+    }
+
+    /// Asserts that the run was refused as users are owed it: an exit code of its own (no signal, no panic), and one line on
+    /// standard error. Gives that line.
+    pub fn refused(self) -> String {
+        let (code, stderr) = (self.output.status.code(), self.stderr());
+        let shown = format!("octet {}: {code:?}\n{stderr}", self.arguments);
+        assert!(code.is_some_and(|code| code != 0), "{shown}\nshould have failed, with an exit code");
+        assert!(code != Some(101) && !stderr.contains("panicked"), "{shown}\nno panic is an answer");
+        assert_eq!(stderr.trim_end().lines().count(), 1, "{shown}\nshould be one line");
+        assert!(stderr.starts_with("octet: "), "{shown}\nshould begin with the program's name");
+        stderr.trim_end().to_owned()
+    }
+
+    /// Asserts a refusal whose line contains each of `words`.
+    pub fn refused_naming(self, words: &[&str]) {
+        let line = self.refused();
+        for word in words {
+            assert!(line.contains(word), "{line}\nshould name {word}");
+        }
+    }
+}
