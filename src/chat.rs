@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
-use octet_engine::{Event, Flow, Generator};
-use octet_tokenizer::{ChatFormat, Conversation};
+use octet_engine::{Event, Flow, Generator, Request, TextStart};
+use octet_model::Nothing;
+use octet_tokenizer::{ChatFormat, Conversation, Message, Role};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
 use crate::generate::statistics;
-use crate::model_options::{ModelOptions, chat_format};
+use crate::model_options::ModelOptions;
 use crate::sampling_options::SamplingOptions;
 
 /// Talk with a model in the terminal
@@ -49,12 +50,14 @@ const HELP: &str = "\
 pub fn run(args: Args) -> anyhow::Result<()> {
     args.sampling.sampling().check(u32::MAX as usize)?;
     let generator = args.model.open()?;
-    let format = chat_format(&args.model.model, generator.tokenizer())?;
+    let format = ChatFormat::for_tokenizer(generator.tokenizer())?;
     let stopped = Arc::new(AtomicBool::new(false));
     let flag = stopped.clone();
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("cannot watch for Ctrl-C")?;
     let mut chat = Chat { generator, format, conversation: Conversation::default(), sampling: args.sampling, stopped };
-    chat.reset(args.system.as_deref());
+    if let Some(system) = args.system {
+        chat.set_system(&system);
+    }
     let mut lines = Lines::new(args.history)?;
     if lines.interactive {
         eprintln!("Type a message; /help lists the commands.");
@@ -90,11 +93,16 @@ struct Chat {
 }
 
 impl Chat {
-    fn reset(&mut self, system: Option<&str>) {
-        self.conversation = Conversation::default();
-        if let Some(system) = system {
-            self.conversation.push_system(system);
-        }
+    /// The system message, if there is one.
+    fn system(&self) -> Option<&str> {
+        let first = self.conversation.messages.first().filter(|message| message.role == Role::System);
+        first.map(|message| message.content.as_str())
+    }
+
+    fn set_system(&mut self, text: &str) {
+        let messages = &mut self.conversation.messages;
+        messages.retain(|message| message.role != Role::System);
+        messages.insert(0, Message::system(text));
     }
 
     fn command(&mut self, command: &str) -> anyhow::Result<After> {
@@ -104,12 +112,11 @@ impl Chat {
             "exit" | "quit" | "bye" => return Ok(After::Leave),
             "help" | "?" => Ok(eprintln!("{HELP}")),
             "reset" => {
-                let system = self.conversation.system().map(str::to_string);
-                self.reset(system.as_deref());
+                self.conversation.messages.retain(|message| message.role == Role::System);
                 Ok(eprintln!("A new conversation."))
             }
-            "system" if rest.is_empty() => Ok(eprintln!("{}", self.conversation.system().unwrap_or("(no system message)"))),
-            "system" => Ok(self.conversation.set_system(rest)),
+            "system" if rest.is_empty() => Ok(eprintln!("{}", self.system().unwrap_or("(no system message)"))),
+            "system" => Ok(self.set_system(rest)),
             "save" if rest.is_empty() => Err(anyhow::anyhow!("/save needs a file name")),
             "save" => self.save(rest),
             "params" if rest.is_empty() => Ok(eprintln!("{}", self.sampling.list())),
@@ -134,9 +141,9 @@ impl Chat {
 
     /// Answers a message. What cannot be answered leaves the conversation as it was.
     fn answer(&mut self, text: &str) -> anyhow::Result<()> {
-        self.conversation.push_user(text);
+        self.conversation.messages.push(Message::user(text));
         if let Err(error) = self.try_answer() {
-            self.conversation.pop();
+            self.conversation.messages.pop();
             if error.chain().any(|cause| cause.is::<std::io::Error>()) {
                 return Err(error);
             }
@@ -159,13 +166,15 @@ impl Chat {
                 Flow::Stop
             }
         };
-        let answer = self.generator.generate(&prompt.ids, &sampling, &self.sampling.stop(), &mut watch)?;
+        let stop = self.sampling.stop();
+        let request = Request { prompt: &prompt.ids, start: TextStart::Fresh, sampling: &sampling, stop: &stop };
+        let answer = self.generator.generate(&request, &mut Nothing, &mut watch)?;
         if let Some(error) = failed {
             return Err(error.into());
         }
         writeln!(out)?;
         eprintln!("{}\n", statistics(&self.generator, &answer, sampling.seed));
-        self.conversation.push_assistant(&answer.text);
+        self.conversation.messages.push(Message::assistant(&answer.text));
         Ok(())
     }
 }

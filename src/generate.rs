@@ -3,9 +3,9 @@
 use std::io::{Read, Write};
 
 use anyhow::{Context, bail};
-use octet_engine::{Answer, Event, Flow, Generator, StopReason};
-use octet_model::Nothing;
-use octet_tokenizer::Conversation;
+use octet_engine::{Answer, Event, Flow, Generator, Request, StopReason, TextStart};
+use octet_model::{Nothing, Record};
+use octet_tokenizer::{ChatFormat, Conversation, Message};
 
 use crate::experts_view::Choices;
 use crate::format;
@@ -35,6 +35,12 @@ pub struct Args {
     sampling: SamplingOptions,
 }
 
+impl Args {
+    fn is_chat(&self) -> bool {
+        self.chat || self.system.is_some()
+    }
+}
+
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let sampling = args.sampling.sampling();
@@ -53,11 +59,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     };
     let stop = args.sampling.stop();
-    let answer = if args.experts {
-        generator.generate_recorded(&ids, &sampling, &stop, &mut choices, &mut watch)?
-    } else {
-        generator.generate_recorded(&ids, &sampling, &stop, &mut Nothing, &mut watch)?
-    };
+    let start = if args.is_chat() { TextStart::Fresh } else { TextStart::Continued };
+    let request = Request { prompt: &ids, start, sampling: &sampling, stop: &stop };
+    let record: &mut dyn Record = if args.experts { &mut choices } else { &mut Nothing };
+    let answer = generator.generate(&request, record, &mut watch)?;
     if let Some(error) = failed {
         return Err(error).context("cannot write the answer");
     }
@@ -84,13 +89,11 @@ fn read_prompt(argument: Option<&str>) -> anyhow::Result<String> {
 
 fn prompt_ids(generator: &Generator, args: &Args, prompt: &str) -> anyhow::Result<Vec<u32>> {
     let tokenizer = generator.tokenizer();
-    if args.chat || args.system.is_some() {
-        let mut conversation = Conversation::default();
-        if let Some(system) = &args.system {
-            conversation.push_system(system);
-        }
-        conversation.push_user(prompt);
-        return Ok(crate::model_options::chat_format(&args.model.model, tokenizer)?.render(&conversation)?.ids);
+    if args.is_chat() {
+        let system = args.system.iter().map(Message::system);
+        let messages = system.chain([Message::user(prompt)]).collect();
+        let conversation = Conversation { messages, ..Default::default() };
+        return Ok(ChatFormat::for_tokenizer(tokenizer)?.render(&conversation)?.ids);
     }
     let mut ids: Vec<u32> = tokenizer.bos().filter(|_| tokenizer.adds_bos()).into_iter().collect();
     ids.extend(tokenizer.encode(prompt));

@@ -7,7 +7,6 @@ use octet_checkpoint::ElementType;
 use octet_engine::{Generator, OpenOptions};
 use octet_kernels::KvType;
 
-use octet_tokenizer::{ChatFormat, Tokenizer};
 
 use crate::progress::Progress;
 
@@ -87,9 +86,4 @@ pub fn kv_type(name: &str) -> Result<KvType, String> {
 fn quantized_type(name: &str) -> Result<ElementType, String> {
     let known = ElementType::from_name(name).filter(|t| octet_kernels::quantize::is_writable(*t));
     known.ok_or_else(|| "not a type that can be written; try Q8_0, Q6_K, Q5_K, Q4_K, Q4_0, Q3_K or Q2_K".into())
-}
-
-/// The chat format of a model: the template that ships with it, else the one its tokenizer calls for.
-pub fn chat_format(model: &std::path::Path, tokenizer: &Tokenizer) -> anyhow::Result<ChatFormat> {
-    ChatFormat::for_model(model, tokenizer).with_context(|| format!("no chat format for {}", model.display()))
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use octet_checkpoint::{Checkpoint, ElementType};
 use octet_kernels::KvType;
-use octet_model::{Batch, KvCache, LoadOptions, Logits, Nothing, Record, SequenceId, Transformer, Workspace};
+use octet_model::{Batch, KvCache, LoadOptions, Logits, Record, SequenceId, Transformer, Workspace};
 use octet_tokenizer::{DecodeStream, Tokenizer};
 
 use crate::{Error, Sampler, Sampling, Stop, StopMatcher};
@@ -47,11 +47,35 @@ pub struct Generator {
     tokenizer: Tokenizer,
     cache: KvCache,
     workspace: Workspace,
+    batch: Batch,
     sequence: SequenceId,
     /// What the cache holds.
     seen: Vec<u32>,
     context: usize,
     options: OpenOptions,
+}
+
+/// What is asked of a model.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Token ids of the prompt.
+    pub prompt: &'a [u32],
+    /// What the answer's text joins on to.
+    pub start: TextStart,
+    /// How tokens are chosen.
+    pub sampling: &'a Sampling,
+    /// When the answer ends.
+    pub stop: &'a Stop,
+}
+
+/// What the text of an answer joins on to: some vocabularies write a space before every word, which an answer of its own
+/// must not begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TextStart {
+    /// The answer is a text of its own, as in a chat.
+    Fresh,
+    /// The answer goes on where the prompt ends.
+    Continued,
 }
 
 /// A piece of an answer.
@@ -154,6 +178,7 @@ impl Generator {
             tokenizer,
             cache,
             workspace: Workspace::default(),
+            batch: Batch::default(),
             sequence,
             seen: Vec::new(),
             context,
@@ -181,33 +206,21 @@ impl Generator {
         self.seen.len() * self.cache.bytes_per_token()
     }
 
-    /// Reads `prompt` and draws an answer. `watch` sees the text as it comes.
+    /// Reads the prompt and draws an answer. `watch` sees the text as it comes, `record` what the model does ([`Nothing`]
+    /// to record nothing).
+    ///
+    /// [`Nothing`]: octet_model::Nothing
     ///
     /// # Errors
     /// A setting out of range, an empty prompt, or one that fills the context.
     pub fn generate(
         &mut self,
-        prompt: &[u32],
-        sampling: &Sampling,
-        stop: &Stop,
-        watch: &mut dyn FnMut(Event<'_>) -> Flow,
-    ) -> Result<Answer, Error> {
-        self.generate_recorded(prompt, sampling, stop, &mut Nothing, watch)
-    }
-
-    /// As [`Generator::generate`], with a [`Record`] of what the model does.
-    ///
-    /// # Errors
-    /// As [`Generator::generate`].
-    pub fn generate_recorded(
-        &mut self,
-        prompt: &[u32],
-        sampling: &Sampling,
-        stop: &Stop,
+        request: &Request<'_>,
         record: &mut dyn Record,
         watch: &mut dyn FnMut(Event<'_>) -> Flow,
     ) -> Result<Answer, Error> {
-        sampling.check(self.model.config().vocab_size)?;
+        let &Request { prompt, stop, .. } = request;
+        request.sampling.check(self.model.config().vocab_size)?;
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -216,7 +229,7 @@ impl Generator {
         }
         let cached = self.rewind(prompt);
         let start = Instant::now();
-        let mut draft = Draft::new(prompt, sampling, stop);
+        let mut draft = Draft::new(request, &self.tokenizer);
         let Some(mut next) = self.read(prompt, cached, &mut draft.sampler, record, watch)? else {
             return Ok(draft.finish(StopReason::Cancelled, cached, start.elapsed(), Duration::ZERO));
         };
@@ -228,8 +241,8 @@ impl Generator {
             if self.seen.len() + 1 >= self.context {
                 break StopReason::ContextFull;
             }
-            next = self.advance(&[next], Logits::Last, record)?.map(|l| draft.sampler.sample(l, &draft.history))
-                .expect("logits of the last row were asked for");
+            let logits = self.advance(&[next], Logits::Last, record)?.expect("logits of the last row were asked for");
+            next = draft.sampler.sample(logits, &draft.history);
         };
         draft.flush(reason, watch);
         Ok(draft.finish(reason, cached, prompt_time, start.elapsed() - prompt_time))
@@ -268,9 +281,10 @@ impl Generator {
     }
 
     fn advance(&mut self, tokens: &[u32], wanted: Logits, record: &mut dyn Record) -> Result<Option<&[f32]>, Error> {
-        let mut batch = Batch { experts_per_token: self.options.experts_per_token, ..Default::default() };
-        batch.push(self.sequence, tokens, wanted);
-        let logits = self.model.forward(&batch, &mut self.cache, &mut self.workspace, record)?;
+        self.batch.clear();
+        self.batch.experts_per_token = self.options.experts_per_token;
+        self.batch.push(self.sequence, tokens, wanted);
+        let logits = self.model.forward(&self.batch, &mut self.cache, &mut self.workspace, record)?;
         self.seen.extend_from_slice(tokens);
         Ok((!logits.is_empty()).then_some(logits))
     }
@@ -283,19 +297,23 @@ struct Draft {
     history: Vec<u32>,
     prompt_tokens: usize,
     text: String,
-    decoder: DecodeStream,
+    /// `None` once the answer is over.
+    decoder: Option<DecodeStream>,
     matcher: StopMatcher,
 }
 
 impl Draft {
-    fn new(prompt: &[u32], sampling: &Sampling, stop: &Stop) -> Draft {
+    fn new(request: &Request<'_>, tokenizer: &Tokenizer) -> Draft {
         Draft {
-            sampler: Sampler::new(sampling.clone()),
-            history: prompt.to_vec(),
-            prompt_tokens: prompt.len(),
+            sampler: Sampler::new(request.sampling.clone()),
+            history: request.prompt.to_vec(),
+            prompt_tokens: request.prompt.len(),
             text: String::new(),
-            decoder: DecodeStream::new(),
-            matcher: StopMatcher::new(&stop.strings),
+            decoder: Some(match request.start {
+                TextStart::Fresh => DecodeStream::new(tokenizer),
+                TextStart::Continued => DecodeStream::continuing(tokenizer),
+            }),
+            matcher: StopMatcher::new(&request.stop.strings),
         }
     }
 
@@ -314,7 +332,8 @@ impl Draft {
             return Some(StopReason::EndOfText);
         }
         self.history.push(token);
-        let (text, stopped) = self.matcher.push(&self.decoder.push(tokenizer, token));
+        let decoded = self.decoder.as_mut().map_or(String::new(), |decoder| decoder.push(token));
+        let (text, stopped) = self.matcher.push(&decoded);
         self.text.push_str(&text);
         let flow = watch(Event { text: &text, token: Some(token), prompt: (self.prompt_tokens, self.prompt_tokens) });
         if stopped {
@@ -333,7 +352,8 @@ impl Draft {
         if reason == StopReason::StopString {
             return;
         }
-        let (mut text, stopped) = self.matcher.push(&self.decoder.finish());
+        let rest = self.decoder.take().map_or(String::new(), DecodeStream::finish);
+        let (mut text, stopped) = self.matcher.push(&rest);
         if !stopped {
             text.push_str(&self.matcher.finish());
         }
