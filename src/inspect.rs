@@ -12,6 +12,7 @@ use crate::footprint::{self, Footprint, Use};
 use crate::format;
 use crate::machine::{self, Memory};
 use crate::plan::{self, Fit};
+use crate::stdout;
 
 /// Tell what a model is, how large, and whether it fits this machine
 ///
@@ -126,12 +127,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(params) => of_configuration(&args, &params),
         None => of_checkpoint(&args, &Checkpoint::open(&args.model)?),
     };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{}", describe(&report));
-    }
-    Ok(())
+    if args.json { stdout::print_json(&report) } else { stdout::print(&describe(&report)) }
 }
 
 /// A configuration alone: sizes as if the weights were stored in bfloat16, as Mistral publishes them.

@@ -7,8 +7,10 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod chat;
+mod checksums;
 mod convert;
 mod experts_view;
+mod footprint;
 mod format;
 mod generate;
 mod importance;
@@ -21,9 +23,11 @@ mod progress;
 mod quantize;
 mod render;
 mod sampling_options;
+mod stdout;
 mod synth;
 mod tokenize;
 mod upcycle;
+mod usage_error;
 mod verify;
 mod whole_file;
 
@@ -67,7 +71,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
+    let command = match Arguments::try_parse() {
+        Ok(arguments) => arguments.command,
+        Err(error) => return usage_error::report(&error),
+    };
+    let result = match command {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Inspect(args) => inspect::run(args),

@@ -15,6 +15,7 @@ use crate::footprint::{self, Footprint, Use};
 use crate::format;
 use crate::machine::{self, Memory};
 use crate::model_options::kv_type;
+use crate::stdout;
 
 /// Context that a model has to have at least, for anything useful.
 const LEAST_CONTEXT: usize = 2048;
@@ -119,12 +120,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         fit: fit(&params, element_type, &usage, memory),
         speed: speed(&params, element_type, &usage, &ThreadPool::new(threads)),
     };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{}", describe(&report));
-    }
-    Ok(())
+    if args.json { stdout::print_json(&report) } else { stdout::print(&describe(&report)) }
 }
 
 /// Refuses to load what will not fit; says so where it fits, but not with its whole context.

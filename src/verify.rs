@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::checksums::{self, Checksum};
 use crate::format;
 use crate::progress::Progress;
+use crate::stdout;
 
 /// Weights that a thread looks at in one go.
 const CHUNK_WEIGHTS: usize = 1 << 18;
@@ -79,11 +80,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if !args.no_checksums {
         check_sums(&checkpoint, &pool, &mut report)?;
     }
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{}", describe(&report));
-    }
+    if args.json { stdout::print_json(&report) } else { stdout::print(&describe(&report)) }?;
     match report.faults.as_slice() {
         [] => Ok(()),
         [only] => bail!("{only}"),
