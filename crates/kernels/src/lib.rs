@@ -2,8 +2,20 @@
 //!
 //! Nothing here knows a file, a model or a token: functions take slices and sizes. See ARCHITECTURE.md.
 
+mod activations;
+mod aligned;
 pub mod blocks;
+pub mod cpu;
+mod experts;
 pub mod limits;
+pub mod quantize;
+mod matmul;
+#[cfg(test)]
+mod matmul_tests;
+mod packed;
+mod packed_layout;
+mod portable;
+mod portable_tiles;
 mod thread_pool;
 mod attention;
 mod error;
@@ -18,9 +30,13 @@ mod softmax;
 mod swiglu;
 mod shared_slice;
 
+pub use activations::Activations;
 pub use attention::{AttentionLayer, AttentionScratch, attention};
 pub use error::Error;
+pub use experts::{Expert, ExpertScratch, Routes, experts};
 pub use kv_pages::{KvPages, KvType, Queries};
+pub use matmul::{Product, matmul};
+pub use packed::PackedMatrix;
 pub use rms_norm::rms_norm;
 pub use rope::{Rope, RopeAngles};
 pub use softmax::softmax;

@@ -1,0 +1,238 @@
+//! Packed tiles of quantized weights as plain numbers.
+
+use half::f16;
+use octet_checkpoint::ElementType;
+
+use crate::blocks::IQ4_LEVELS;
+use crate::packed_layout::{GROUP, ROWS, TILE, fixed_point_values, scale_bytes};
+
+/// A tile of eight rows: `weight = d * scale * code + dmin * minimum`, or `weight = d of its 32 * code`.
+pub(crate) struct Codes {
+    /// `[row][column]`.
+    codes: [[i8; TILE]; ROWS],
+    /// Of 16 columns each.
+    scales: [[i32; TILE / 16]; ROWS],
+    minimums: Option<[[i32; TILE / 16]; ROWS]>,
+    d: [f32; ROWS],
+    dmin: [f32; ROWS],
+    /// The scales of Q8_0 and IQ4_NL, of 32 columns each.
+    float_scales: Option<[[f32; TILE / GROUP]; ROWS]>,
+}
+
+impl Codes {
+    /// `y +` row `row` times the integers `x` and their scale.
+    pub(crate) fn row_product(&self, row: usize, x: &[i32; TILE], x_scale: f32, y: f32) -> f32 {
+        let products = |k: usize| i32::from(self.codes[row][k]) * x[k];
+        if let Some(scales) = &self.float_scales {
+            let part = scales[row].iter().enumerate().fold(0.0, |part: f32, (group, d)| {
+                d.mul_add((group * GROUP..(group + 1) * GROUP).map(products).sum::<i32>() as f32, part)
+            });
+            return x_scale.mul_add(part, y);
+        }
+        let sum = |numbers: &[i32; TILE / 16], of: &dyn Fn(usize) -> i32| -> i32 {
+            numbers.iter().enumerate().map(|(i, s)| s * (i * 16..i * 16 + 16).map(of).sum::<i32>()).sum()
+        };
+        let y = (self.d[row] * x_scale).mul_add(sum(&self.scales[row], &products) as f32, y);
+        match &self.minimums {
+            Some(minimums) => (self.dmin[row] * x_scale).mul_add(sum(&minimums[row], &|k| x[k]) as f32, y),
+            None => y,
+        }
+    }
+
+    /// The weights of a row that these numbers stand for.
+    #[cfg(test)]
+    pub(crate) fn weights(&self, row: usize) -> [f64; TILE] {
+        std::array::from_fn(|k| {
+            let code = f64::from(self.codes[row][k]);
+            match (&self.float_scales, &self.minimums) {
+                (Some(scales), _) => f64::from(scales[row][k / GROUP]) * code,
+                (None, None) => f64::from(self.d[row]) * f64::from(self.scales[row][k / 16]) * code,
+                (None, Some(minimums)) => {
+                    let minimum = f64::from(self.dmin[row]) * f64::from(minimums[row][k / 16]);
+                    f64::from(self.d[row]) * f64::from(self.scales[row][k / 16]) * code + minimum
+                }
+            }
+        })
+    }
+}
+
+/// Reads a tile of `cols` columns of any quantized type but those with large tables.
+pub(crate) fn unpack(kind: ElementType, tile: &[u8], cols: usize) -> Box<Codes> {
+    use ElementType::*;
+    let mut out = Box::new(Codes {
+        codes: [[0; TILE]; ROWS],
+        scales: [[0; TILE / 16]; ROWS],
+        minimums: None,
+        d: [0.0; ROWS],
+        dmin: [0.0; ROWS],
+        float_scales: None,
+    });
+    let groups = cols / GROUP;
+    match kind {
+        Q4_0 | Q4_1 | Q5_0 | Q5_1 => small_blocks(kind, tile, groups, &mut out),
+        Q8_0 | IQ4_NL => scaled_blocks(kind, tile, groups, &mut out),
+        Q2_K => q2_k(tile, &mut out),
+        Q3_K => q3_k(tile, &mut out),
+        Q4_K => q4_k(tile, &mut out),
+        Q5_K => q5_k(tile, &mut out),
+        Q6_K => q6_k(tile, &mut out),
+        IQ4_XS => iq4_xs(tile, &mut out),
+        F32 | F16 | BF16 | IQ3_XXS | IQ3_S | IQ2_XXS | IQ2_XS | IQ2_S => unreachable!("{kind} is multiplied as floats"),
+    }
+    out
+}
+
+/// Byte `index` of row `row` of a section of interleaved dwords.
+fn byte(section: &[u8], row: usize, index: usize) -> u8 {
+    section[index / 4 * ROWS * 4 + row * 4 + index % 4]
+}
+
+/// Number `index` of row `row` of a section of interleaved float16.
+fn half(section: &[u8], row: usize, index: usize) -> f32 {
+    let at = (index * ROWS + row) * 2;
+    f16::from_le_bytes([section[at], section[at + 1]]).to_f32()
+}
+
+/// Codes of all rows and columns.
+fn codes(out: &mut Codes, cols: usize, code: impl Fn(usize, usize) -> i8) {
+    for (row, codes) in out.codes.iter_mut().enumerate() {
+        codes[..cols].iter_mut().enumerate().for_each(|(k, c)| *c = code(row, k));
+    }
+}
+
+/// Numbers for every row and 16 columns.
+fn sixteenths(number: impl Fn(usize, usize) -> i32) -> [[i32; TILE / 16]; ROWS] {
+    std::array::from_fn(|row| std::array::from_fn(|i| number(row, i)))
+}
+
+/// Scale or minimum of every row and group, and the rows' units.
+fn fixed_points(section: &[u8], groups: usize) -> ([[i32; TILE / 16]; ROWS], [f32; ROWS]) {
+    let rows: [_; ROWS] = std::array::from_fn(|row| {
+        let number = |group: usize| {
+            i16::from_le_bytes([section[(group * ROWS + row) * 2], section[(group * ROWS + row) * 2 + 1]])
+        };
+        fixed_point_values(std::array::from_fn(|group| if group < groups.max(4) { number(group) } else { 0 }))
+    });
+    (sixteenths(|row, i| i32::from(rows[row].0[i / 2])), rows.map(|(_, unit)| unit))
+}
+
+fn small_blocks(kind: ElementType, tile: &[u8], groups: usize, out: &mut Codes) {
+    use ElementType::*;
+    let (section, mut rest) = tile.split_at(scale_bytes(groups));
+    (out.scales, out.d) = fixed_points(section, groups);
+    if matches!(kind, Q4_1 | Q5_1) {
+        let (section, after) = rest.split_at(scale_bytes(groups));
+        let (minimums, dmin) = fixed_points(section, groups);
+        (out.minimums, out.dmin, rest) = (Some(minimums), dmin, after);
+    }
+    let (fifth, nibbles) = rest.split_at(if matches!(kind, Q5_0 | Q5_1) { groups * 32 } else { 0 });
+    let offset = match kind {
+        Q4_1 => 0,
+        Q4_0 => 8,
+        _ => 16,
+    };
+    codes(out, groups * GROUP, |row, k| {
+        let (group, i) = (k / GROUP, k % GROUP);
+        let nibble = byte(nibbles, row, group * 16 + i % 16) >> (i / 16 * 4) & 15;
+        let fifth = if fifth.is_empty() { 0 } else { byte(fifth, row, group * 4 + i % 4) >> (i / 4) & 1 };
+        (nibble | fifth << 4) as i8 - offset
+    });
+}
+
+fn scaled_blocks(kind: ElementType, tile: &[u8], groups: usize, out: &mut Codes) {
+    let (section, bytes) = tile.split_at(groups * ROWS * 2);
+    let scale = |row: usize, group: usize| if group < groups { half(section, row, group) } else { 0.0 };
+    out.float_scales = Some(std::array::from_fn(|row| std::array::from_fn(|group| scale(row, group))));
+    codes(out, groups * GROUP, |row, k| match kind {
+        ElementType::Q8_0 => byte(bytes, row, k) as i8,
+        _ => iq4(bytes, row, k),
+    });
+}
+
+/// Column `k` of codes in blocks of 16 bytes, low nibbles first, that stand for levels.
+fn iq4(bytes: &[u8], row: usize, k: usize) -> i8 {
+    let nibble = byte(bytes, row, k / 32 * 16 + k % 16) >> (k % 32 / 16 * 4) & 15;
+    IQ4_LEVELS[usize::from(nibble)]
+}
+
+fn iq4_xs(tile: &[u8], out: &mut Codes) {
+    let (d, high, low, bytes) = (&tile[..16], &tile[16..32], &tile[32..64], &tile[64..]);
+    out.d = std::array::from_fn(|row| half(d, row, 0));
+    out.scales = sixteenths(|row, i| {
+        let group = i / 2;
+        let high = u16::from_le_bytes([high[2 * row], high[2 * row + 1]]) >> (2 * group) & 3;
+        let low = byte(low, row, group / 2) >> (group % 2 * 4) & 15;
+        i32::from(low) + (i32::from(high) << 4) - 32
+    });
+    codes(out, TILE, |row, k| iq4(bytes, row, k));
+}
+
+/// Two-bit codes of 256 columns in 64 bytes.
+fn two_bits(section: &[u8], row: usize, k: usize) -> u8 {
+    byte(section, row, k / 128 * 32 + k % 32) >> (k % 128 / 32 * 2) & 3
+}
+
+fn q2_k(tile: &[u8], out: &mut Codes) {
+    let (d, scales, bytes) = (&tile[..32], &tile[32..160], &tile[160..]);
+    out.d = std::array::from_fn(|row| half(d, row, 0));
+    out.dmin = std::array::from_fn(|row| -half(d, row, 1));
+    out.scales = sixteenths(|row, i| i32::from(byte(scales, row, i) & 15));
+    out.minimums = Some(sixteenths(|row, i| i32::from(byte(scales, row, i) >> 4)));
+    codes(out, TILE, |row, k| two_bits(bytes, row, k) as i8);
+}
+
+fn q3_k(tile: &[u8], out: &mut Codes) {
+    let (scales, high, bytes, d) = (&tile[..96], &tile[96..352], &tile[352..864], &tile[864..]);
+    out.d = std::array::from_fn(|row| half(d, row, 0));
+    out.scales = sixteenths(|row, i| {
+        let low = byte(scales, row, i % 8) >> (i / 8 * 4) & 15;
+        let high = byte(scales, row, 8 + i % 4) >> (i / 4 * 2) & 3;
+        i32::from(low | high << 4) - 32
+    });
+    codes(out, TILE, |row, k| {
+        let high = byte(high, row, k % 32) >> (k / 32) & 1;
+        (two_bits(bytes, row, k) | high << 2) as i8 - 4
+    });
+}
+
+/// Scales and minimums of Q4_K and Q5_K.
+fn scales_and_minimums(tile: &[u8], out: &mut Codes) {
+    let (d, scales) = (&tile[..32], &tile[32..128]);
+    out.d = std::array::from_fn(|row| half(d, row, 0));
+    out.dmin = std::array::from_fn(|row| -half(d, row, 1));
+    let at = |row: usize, i: usize| i32::from(byte(scales, row, i));
+    out.scales = sixteenths(|row, i| match i / 2 {
+        group @ 0..4 => at(row, group) & 63,
+        group => at(row, group + 4) & 15 | at(row, group - 4) >> 6 << 4,
+    });
+    out.minimums = Some(sixteenths(|row, i| match i / 2 {
+        group @ 0..4 => at(row, group + 4) & 63,
+        group => at(row, group + 4) >> 4 | at(row, group) >> 6 << 4,
+    }));
+}
+
+/// Four-bit codes of 256 columns in 128 bytes, 64 columns in 32 bytes.
+fn four_bits(section: &[u8], row: usize, k: usize) -> u8 {
+    byte(section, row, k / 64 * 32 + k % 32) >> (k % 64 / 32 * 4) & 15
+}
+
+fn q4_k(tile: &[u8], out: &mut Codes) {
+    scales_and_minimums(tile, out);
+    codes(out, TILE, |row, k| four_bits(&tile[128..], row, k) as i8);
+}
+
+fn q5_k(tile: &[u8], out: &mut Codes) {
+    scales_and_minimums(tile, out);
+    let (fifth, bytes) = (&tile[128..384], &tile[384..]);
+    codes(out, TILE, |row, k| (four_bits(bytes, row, k) | (byte(fifth, row, k % 32) >> (k / 32) & 1) << 4) as i8);
+}
+
+fn q6_k(tile: &[u8], out: &mut Codes) {
+    let (scales, low, high, d) = (&tile[..128], &tile[128..1152], &tile[1152..1664], &tile[1664..]);
+    out.d = std::array::from_fn(|row| half(d, row, 0));
+    out.scales = sixteenths(|row, i| i32::from(byte(scales, row, i) as i8));
+    codes(out, TILE, |row, k| {
+        let nibble = byte(low, row, k / 128 * 64 + k % 64) >> (k % 128 / 64 * 4) & 15;
+        (nibble | two_bits(high, row, k) << 4) as i8 - 32
+    });
+}
