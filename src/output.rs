@@ -1,0 +1,113 @@
+//! What the commands that write checkpoints have in common: options, and a plan carried out under the user's eyes.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use octet_checkpoint::Checkpoint;
+use octet_checkpoint::write::{Event, Existing, Job, Plan};
+
+use crate::format;
+use crate::progress::Progress;
+
+/// Options of every command that writes a checkpoint.
+#[derive(clap::Args)]
+pub struct OutputOptions {
+    /// Replace OUT if it is there already
+    #[arg(long)]
+    force: bool,
+    /// Threads [default: as many as this process may use]
+    #[arg(short, long)]
+    threads: Option<usize>,
+}
+
+impl OutputOptions {
+    /// Threads to work with.
+    pub fn threads(&self) -> anyhow::Result<usize> {
+        match self.threads {
+            Some(0) => bail!("--threads is 0; it has to be 1 or more"),
+            Some(threads) => Ok(threads),
+            None => Ok(octet_kernels::cpu::available_threads()),
+        }
+    }
+
+    /// Writes `plan` to `out` and tells what was written. `made_from` are the inputs' files and the settings: only if
+    /// they are the same does a run go on with what a killed one left.
+    pub fn write(&self, out: &Path, plan: &Plan<'_>, made_from: Vec<String>) -> anyhow::Result<()> {
+        let existing = if self.force { Existing::Replace } else { Existing::Refuse };
+        let job = Job { out: out.to_owned(), existing, threads: self.threads()?, made_from };
+        let (started, progress) = (Instant::now(), Progress::new("writing"));
+        let (mut done, mut of) = (0, 0);
+        job.run(plan, &mut |event| {
+            match event {
+                Event::Discarded => {
+                    eprintln!("{}: an earlier part is of other input or settings; starting anew", out.display())
+                }
+                Event::Begun { total, kept } => {
+                    (done, of) = (kept, total);
+                    if kept > 0 {
+                        eprintln!("{}: going on after {} that a stopped run left", out.display(), format::bytes(kept));
+                    }
+                }
+                Event::Made(bytes) => done += bytes,
+            }
+            if of > 0 {
+                progress.at(done, of);
+            }
+        })?;
+        progress.finish();
+        let seconds = started.elapsed();
+        eprintln!("{}: {} in {}", out.display(), format::bytes(plan.bytes()), format::duration(seconds));
+        Ok(())
+    }
+}
+
+/// Each of a checkpoint's weight files with size and time of change: another one is another source.
+pub fn identity(checkpoint: &Checkpoint) -> anyhow::Result<Vec<String>> {
+    checkpoint.files().iter().map(|path| file_identity(path)).collect()
+}
+
+/// A file's name, size and time of change.
+pub fn file_identity(path: &Path) -> anyhow::Result<String> {
+    let cannot = || format!("cannot read {}", path.display());
+    let meta = path.metadata().with_context(cannot)?;
+    let changed = meta.modified().with_context(cannot)?.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    Ok(format!("{name} {} bytes {} ns", meta.len(), changed.as_nanos()))
+}
+
+/// Refuses an output that would overwrite an input, or stand in an input's folder and make two checkpoints of one.
+pub fn refuse_inside(out: &Path, checkpoint: &Checkpoint) -> anyhow::Result<()> {
+    let source =
+        checkpoint.path().canonicalize().with_context(|| format!("cannot read {}", checkpoint.path().display()))?;
+    let out_real = resolve(out);
+    let is_a_part = checkpoint.files().iter().any(|file| file.canonicalize().is_ok_and(|file| file == out_real));
+    if out_real == source || is_a_part {
+        bail!("{}: is the model itself; choose another name for the output", out.display());
+    }
+    if source.is_dir() && out_real.starts_with(&source) {
+        bail!(
+            "{}: lies in the model's own folder; choose a place outside {}",
+            out.display(),
+            checkpoint.path().display()
+        );
+    }
+    Ok(())
+}
+
+/// The real path of something that need not exist yet.
+fn resolve(path: &Path) -> PathBuf {
+    if let Ok(real) = path.canonicalize() {
+        return real;
+    }
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match (absolute.parent().and_then(|parent| parent.canonicalize().ok()), absolute.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => absolute,
+    }
+}
+
+/// The name that a model gets inside its file: its file's, without the ending.
+pub fn model_name(out: &Path) -> String {
+    out.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}

@@ -1,0 +1,284 @@
+//! `octet upcycle`: a mixture of experts out of dense models.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use octet_checkpoint::write::{self, NewTensor, Outline, outlines};
+use octet_checkpoint::{Architecture, Checkpoint, ElementType, LayerTensor, Layout, Moe, Params, Tensor, TensorName};
+use octet_kernels::quantize::quantize_row;
+use octet_tokenizer::Tokenizer;
+
+use crate::float_types::{FloatType, FloatTypes};
+use crate::output::{self, OutputOptions};
+use crate::recode::Recoded;
+use crate::tokenizer_files;
+
+/// Spread of a random router's weights: what transformers starts training with.
+const ROUTER_SPREAD: f32 = 0.02;
+
+/// Make a mixture of experts of one dense model, or of several of the same shape
+///
+/// Expert E is a copy of the feed-forward layers of model E modulo the number of models; attention, norms, embeddings and
+/// tokenizer are those of the first model. Quantized weights are copied as they are. With one model all experts are
+/// alike, so that the mixture answers as the dense model does, until it is trained.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Dense checkpoints, in any layout
+    #[arg(required = true, value_name = "DENSE")]
+    models: Vec<PathBuf>,
+    /// Experts in each layer [default: 8 of one model, else one of each]
+    #[arg(long, value_name = "N")]
+    experts: Option<usize>,
+    /// Experts that each token visits
+    #[arg(long, value_name = "K", default_value_t = 2)]
+    per_token: usize,
+    /// File (gguf) or folder (hf) to write
+    #[arg(short, long, value_name = "OUT")]
+    out: PathBuf,
+    /// Layout to write: gguf or hf
+    #[arg(long, value_name = "LAYOUT", default_value = "gguf", value_parser = layout)]
+    to: Layout,
+    /// Weights of the routers: random (small, from the seed) or zero (every token goes to the first experts)
+    #[arg(long, default_value = "random", value_parser = router)]
+    router: Router,
+    /// Seed of random routers
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    router_seed: u64,
+    #[command(flatten)]
+    output: OutputOptions,
+}
+
+/// What routers start with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Router {
+    Random,
+    Zero,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let models = args.models.iter().map(|path| Ok(Checkpoint::open(path)?)).collect::<anyhow::Result<Vec<_>>>()?;
+    for model in &models {
+        output::refuse_inside(&args.out, model)?;
+    }
+    check_alike(&models)?;
+    let moe = experts(&args, models.len())?;
+    let params = Params { architecture: Architecture::Mixtral, moe: Some(moe), ..models[0].params().clone() };
+    let types = FloatTypes::choose(&models[0], args.to, None::<FloatType>)?;
+    let tensors = outlines(args.to, &params)
+        .into_iter()
+        .map(|outline| new_tensor(&models, outline, &types, &args))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let text = tokenizer_files::carry(&models[0], args.to)?;
+    let params = text.complete(&params);
+    let mut plan = match args.to {
+        Layout::HuggingFace => {
+            write::hugging_face::plan(&params, types.main, tensors, write::hugging_face::DEFAULT_SHARD_BYTES)
+        }
+        _ => {
+            let name = output::model_name(&args.out);
+            write::gguf::plan(&text.gguf_keys(&models[0], &params, &name, types.main), tensors)
+        }
+    };
+    for (name, content) in text.files {
+        plan.add_file(&name, content);
+    }
+    let mut made_from = Vec::new();
+    for model in &models {
+        made_from.extend(output::identity(model)?);
+    }
+    made_from.push(format!("upcycle, {:?} routers, seed {}", args.router, args.router_seed));
+    args.output.write(&args.out, &plan, made_from)?;
+    report(&args, &params);
+    Ok(())
+}
+
+/// Says what the mixture is, and how its routers start: what a trainer must know.
+fn report(args: &Args, params: &Params) {
+    let moe = params.moe.expect("an upcycled model has experts");
+    let routers = match args.router {
+        Router::Random => format!("random (normal, spread {ROUTER_SPREAD}, seed {})", args.router_seed),
+        Router::Zero => "zero".into(),
+    };
+    eprintln!(
+        "{} experts in each of {} layers, {} a token; {} parameters, {} active; routers: {routers}",
+        moe.num_experts,
+        params.n_layers,
+        moe.num_experts_per_tok,
+        crate::format::count(params.n_parameters()),
+        crate::format::count(params.n_active_parameters()),
+    );
+}
+
+fn experts(args: &Args, n_models: usize) -> anyhow::Result<Moe> {
+    let num_experts = args.experts.unwrap_or(if n_models == 1 { 8 } else { n_models });
+    if num_experts == 0 || !num_experts.is_multiple_of(n_models) {
+        bail!("--experts {num_experts}: {n_models} models give {n_models} experts, or twice as many, and so on");
+    }
+    if num_experts > MAX_EXPERTS {
+        bail!("--experts {num_experts}: the limit is {MAX_EXPERTS}");
+    }
+    if !(1..=num_experts).contains(&args.per_token) {
+        bail!("--per-token {}: it has to be from 1 to the {num_experts} experts", args.per_token);
+    }
+    Ok(Moe { num_experts, num_experts_per_tok: args.per_token })
+}
+
+/// Experts of a layer that llama.cpp takes.
+const MAX_EXPERTS: usize = 512;
+
+/// Refuses models that are mixtures already, of different shapes, or of different vocabularies.
+fn check_alike(models: &[Checkpoint]) -> anyhow::Result<()> {
+    for model in models {
+        if let Some(moe) = model.params().moe {
+            bail!("{}: has {} experts already; upcycle takes dense models", model.path().display(), moe.num_experts);
+        }
+    }
+    let first = &models[0];
+    for other in &models[1..] {
+        let (a, b) = (first.path().display(), other.path().display());
+        for ((what, of_first), (_, of_other)) in shape(first.params()).into_iter().zip(shape(other.params())) {
+            if of_first != of_other {
+                bail!("{what} is {of_first} in {a}, but {of_other} in {b}; experts must be of the same shape");
+            }
+        }
+        check_vocabularies(first, other)?;
+    }
+    Ok(())
+}
+
+/// What must agree for experts to take each other's place, by name.
+fn shape(params: &Params) -> [(&'static str, f64); 9] {
+    [
+        ("dim", params.dim as f64),
+        ("n_layers", params.n_layers as f64),
+        ("head_dim", params.head_dim as f64),
+        ("hidden_dim", params.hidden_dim as f64),
+        ("n_heads", params.n_heads as f64),
+        ("n_kv_heads", params.n_kv_heads as f64),
+        ("vocab_size", params.vocab_size as f64),
+        ("norm_eps", f64::from(params.norm_eps)),
+        ("rope_theta", f64::from(params.rope_theta)),
+    ]
+}
+
+/// Refuses two models whose tokens of the same id are different texts. Models without a tokenizer cannot be compared.
+fn check_vocabularies(first: &Checkpoint, other: &Checkpoint) -> anyhow::Result<()> {
+    let (Ok(a), Ok(b)) = (Tokenizer::open(first.path()), Tokenizer::open(other.path())) else {
+        eprintln!(
+            "note: {} or {} has no tokenizer, so their vocabularies are not compared",
+            first.path().display(),
+            other.path().display()
+        );
+        return Ok(());
+    };
+    let n = a.vocab_size().min(b.vocab_size()) as u32;
+    if let Some(id) = (0..n).find(|&id| a.bytes(id) != b.bytes(id)) {
+        let (first, other) = (first.path().display(), other.path().display());
+        bail!(
+            "token {id} is {:?} in {first}, but {:?} in {other}; experts must share a vocabulary",
+            a.piece(id),
+            b.piece(id)
+        );
+    }
+    Ok(())
+}
+
+fn new_tensor<'a>(
+    models: &'a [Checkpoint],
+    outline: Outline,
+    types: &FloatTypes,
+    args: &Args,
+) -> anyhow::Result<NewTensor<'a>> {
+    if let [TensorName::Layer(layer, LayerTensor::Router)] = outline.parts[..] {
+        let element_type = if args.to == Layout::Gguf { ElementType::F32 } else { types.main };
+        return Ok(new_router(outline, element_type, layer, args));
+    }
+    let part = |&name: &TensorName| {
+        let (model, name) = match name {
+            TensorName::Layer(layer, LayerTensor::Expert(expert, matrix)) => {
+                (expert % models.len(), TensorName::Layer(layer, LayerTensor::Expert(0, matrix)))
+            }
+            name => (0, name),
+        };
+        Ok(models[model].tensor(name)?)
+    };
+    let parts = outline.parts.iter().map(part).collect::<anyhow::Result<Vec<Tensor<'_>>>>()?;
+    let element_type = types.of(&parts).with_context(|| "the models are quantized in different ways")?;
+    let rows = Recoded::new(parts, outline.order, element_type);
+    Ok(NewTensor::new(outline.name, element_type, outline.shape, Box::new(rows)))
+}
+
+/// A router `[num_experts, dim]` that nobody trained yet.
+fn new_router(outline: Outline, element_type: ElementType, layer: usize, args: &Args) -> NewTensor<'static> {
+    let cols = outline.shape[1] as usize;
+    let row_bytes = element_type.row_bytes(cols).expect("floats fill any row");
+    let (router, seed) = (args.router, args.router_seed);
+    let fill = move |rows: Range<usize>, out: &mut [u8]| {
+        for (row, out) in rows.zip(out.chunks_exact_mut(row_bytes)) {
+            let weight = |col| match router {
+                Router::Zero => 0.0,
+                Router::Random => ROUTER_SPREAD * normal(seed, [layer, row, col]),
+            };
+            let weights: Vec<f32> = (0..cols).map(weight).collect();
+            quantize_row(element_type, &weights, None, out);
+        }
+        Ok(())
+    };
+    NewTensor::new(outline.name, element_type, outline.shape, Box::new(fill))
+}
+
+/// A number near the normal distribution of spread 1, the same on every machine for the same seed and place.
+///
+/// The sum of twelve even numbers from 0 to 1, less 6 (Irwin and Hall): exact arithmetic, no libm whose last bit differs.
+fn normal(seed: u64, place: [usize; 3]) -> f32 {
+    let mut state = place.iter().fold(seed, |state, &n| mix(state.wrapping_add(n as u64)));
+    let mut sum = 0i64;
+    for _ in 0..3 {
+        state = mix(state);
+        sum += (0..4).map(|i| (state >> (16 * i) & 0xffff) as i64).sum::<i64>();
+    }
+    (sum - 6 * 0xffff) as f32 / 65536.0
+}
+
+/// One step of SplitMix64.
+fn mix(state: u64) -> u64 {
+    let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn layout(name: &str) -> Result<Layout, String> {
+    match name {
+        "gguf" => Ok(Layout::Gguf),
+        "hf" | "huggingface" => Ok(Layout::HuggingFace),
+        _ => Err("choose gguf or hf; `octet convert` makes the other layouts of those".into()),
+    }
+}
+
+fn router(name: &str) -> Result<Router, String> {
+    match name {
+        "random" => Ok(Router::Random),
+        "zero" => Ok(Router::Zero),
+        _ => Err("choose random or zero".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_weights_are_normal_and_differ_by_seed_and_place() {
+        let numbers: Vec<f32> = (0..10_000).map(|i| normal(7, [i % 3, i % 8, i])).collect();
+        let mean = numbers.iter().sum::<f32>() / 1e4;
+        let variance = numbers.iter().map(|x| x * x).sum::<f32>() / 1e4;
+        // The error of a mean of 10^4 is 0.01, of a variance 0.014: four times that is one in 10^4.
+        assert!(mean.abs() < 0.04 && (variance - 1.0).abs() < 0.06, "mean {mean}, variance {variance}");
+        assert_ne!(normal(1, [0, 0, 0]), normal(2, [0, 0, 0]));
+        assert_ne!(normal(1, [0, 1, 0]), normal(1, [1, 0, 0]));
+        assert_eq!(normal(1, [2, 3, 4]), normal(1, [2, 3, 4]));
+    }
+}
