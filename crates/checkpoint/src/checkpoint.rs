@@ -178,7 +178,7 @@ impl Checkpoint {
     fn missing(&self, name: TensorName) -> Error {
         let names: Vec<String> =
             self.layout.sources(&self.params, name).into_iter().map(|source| source.stored).collect();
-        let expected = self.params.shape(name).map(|n| n as u64).to_vec();
+        let expected = without_leading_ones(&self.params.shape(name).map(|n| n as u64)).to_vec();
         Error::MissingTensor { path: self.path.clone(), tensor: names.join(" or "), expected }
     }
 
@@ -246,6 +246,7 @@ fn open_gguf(files: &[PathBuf]) -> Result<Opened, Error> {
         first.get_or_insert(metadata);
     }
     let metadata = first.unwrap_or_default();
+    gguf::split::check_total(&files[0], &metadata, inventory.tensors.len())?;
     let params = gguf::llama::params(&files[0], &metadata, &inventory)?;
     Ok((Layout::Gguf, params, inventory, Some(metadata)))
 }

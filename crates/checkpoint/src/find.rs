@@ -22,15 +22,13 @@ pub(crate) enum Found {
 
 /// Finds the checkpoint at a path.
 pub(crate) fn find(path: &Path) -> Result<Found, Error> {
-    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if meta.is_dir() { find_in_folder(path) } else { find_by_file(path) }
+    if is_folder(path)? { find_in_folder(path) } else { find_by_file(path) }
 }
 
 /// The configuration at a path that is enough to know a model's shape: a `.json` file that is no index, or the only
 /// one of a folder without weights. `None` where the weights must be opened.
 pub(crate) fn configuration(path: &Path) -> Result<Option<PathBuf>, Error> {
-    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if !meta.is_dir() {
+    if !is_folder(path)? {
         let name = file_name(path);
         return Ok((name.ends_with(".json") && !name.ends_with(".index.json")).then(|| path.to_owned()));
     }
@@ -50,6 +48,18 @@ pub(crate) fn configuration(path: &Path) -> Result<Option<PathBuf>, Error> {
         (false, true) => Ok(Some(config_path)),
         (false, false) => Ok(None),
     }
+}
+
+/// True for a folder, false for a file; anything else (a pipe would keep us waiting) is an error.
+fn is_folder(path: &Path) -> Result<bool, Error> {
+    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if !meta.is_dir() && !meta.is_file() {
+        return Err(Error::not_found(
+            path,
+            "is neither a file nor a folder; weights are mapped, so save them to a file",
+        ));
+    }
+    Ok(meta.is_dir())
 }
 
 /// A file that stands for a whole checkpoint, by which `find_by_file` finds the rest.

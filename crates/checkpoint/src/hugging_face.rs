@@ -121,6 +121,10 @@ fn check_rope(config: &ConfigFile, key: &str, rope: &Value) -> Result<(), Error>
     let Some(rope) = rope.as_object() else {
         return Err(Error::key(config.path(), key, "is no object"));
     };
+    if rope.values().any(Value::is_object) {
+        let what = format!("`{key}` that differs by kind of layer");
+        return Err(Error::unsupported(config.path(), what, "Octet runs models whose layers are alike"));
+    }
     let kind = rope.get("rope_type").or_else(|| rope.get("type"));
     match kind.and_then(Value::as_str) {
         Some("default") => {}

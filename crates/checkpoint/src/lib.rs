@@ -30,7 +30,6 @@ pub mod write;
 pub use checkpoint::{Checkpoint, Layout};
 pub use element_type::ElementType;
 pub use error::Error;
-pub use mapping::Mapping;
 pub use names::{ExpertMatrix, LayerTensor, TensorName};
 pub use params::{Architecture, Moe, Params};
 pub use stored::{StoredTensor, StoredType};

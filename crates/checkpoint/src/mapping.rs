@@ -13,14 +13,14 @@ use crate::Error;
 
 /// A file mapped for reading.
 #[derive(Debug)]
-pub struct Mapping {
+pub(crate) struct Mapping {
     path: PathBuf,
     map: memmap2::Mmap,
 }
 
 impl Mapping {
     /// Maps the whole file; an empty one or a folder is an error.
-    pub fn open(path: &Path) -> Result<Mapping, Error> {
+    pub(crate) fn open(path: &Path) -> Result<Mapping, Error> {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let meta = file.metadata().map_err(|e| Error::io(path, e))?;
         if !meta.is_file() {
@@ -36,13 +36,13 @@ impl Mapping {
     }
 
     /// The file.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Tells the system that these bytes will not be needed soon: their pages leave our resident memory, and
     /// come back from the file when read again.
-    pub fn forget(&self, bytes: Range<usize>) {
+    pub(crate) fn forget(&self, bytes: Range<usize>) {
         #[cfg(unix)]
         {
             let len = bytes.end.min(self.map.len()).saturating_sub(bytes.start);

@@ -134,12 +134,19 @@ impl<'a> Tensor<'a> {
 }
 
 /// Copies rows of a matrix of which `stored` holds the transpose, `[cols, all_rows]` elements of `N` bytes.
+///
+/// It goes by tiles of a few stored rows, so that both what is read and what is written are runs of memory.
 fn transpose<const N: usize>(stored: &[u8], all_rows: usize, rows: Range<usize>, out: &mut [u8]) {
-    let cols = stored.len() / (all_rows * N);
+    const TILE: usize = 32;
+    let stored = stored.as_chunks::<N>().0;
     let out = out.as_chunks_mut::<N>().0;
-    for (col, stored) in stored.chunks_exact(all_rows * N).enumerate() {
-        for (i, element) in stored.as_chunks::<N>().0[rows.clone()].iter().enumerate() {
-            out[i * cols + col] = *element;
+    let cols = stored.len() / all_rows;
+    for first in (0..cols).step_by(TILE) {
+        let last = cols.min(first + TILE);
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(cols)) {
+            for (col, out) in (first..last).zip(&mut out[first..last]) {
+                *out = stored[col * all_rows + row];
+            }
         }
     }
 }

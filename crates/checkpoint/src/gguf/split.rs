@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::File;
+use super::{File, Metadata};
 use crate::Error;
 
 /// The paths of all parts of the model that `path` belongs to, in order; `path` alone if it is no part.
@@ -34,6 +34,19 @@ pub(crate) fn check_part(file: &File, index: usize, count: usize) -> Result<(), 
         index + 1
     );
     Err(Error::malformed(file.path(), problem))
+}
+
+/// Checks that all parts together hold as many tensors as the first says.
+pub(crate) fn check_total(path: &Path, metadata: &Metadata, found: usize) -> Result<(), Error> {
+    const KEY: &str = "split.tensors.count";
+    match metadata.u64(KEY) {
+        Some(said) if said != found as u64 => {
+            let problem =
+                format!("is {said}, but the parts hold {found} tensors; they are not of one model, fetch them again");
+            Err(Error::key(path, KEY, problem))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The taken apart name of a part.

@@ -8,6 +8,7 @@
 //! The pickle is read by a machine that knows the few instructions torch needs and can build nothing but names,
 //! numbers and tensors: nothing is ever executed. The numbers stay where they lie in the file.
 
+mod machine;
 mod pickle;
 mod zip;
 
