@@ -3,9 +3,11 @@
 //! Each test is run once to warm up and then `-r` times; what is timed is the forward passes alone, on random tokens, so
 //! that the answer's own course does not matter.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::bail;
+use octet_checkpoint::Checkpoint;
 use octet_engine::Random;
 use octet_kernels::KvType;
 use octet_kernels::limits::read_bandwidth;
@@ -86,19 +88,21 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         bail!("--repetitions, --batch-size and --threads have to be 1 or more");
     }
     let threads = if args.threads.is_empty() { vec![octet_kernels::cpu::available_threads()] } else { args.threads.clone() };
+    let checkpoint = Arc::new(Checkpoint::open(&args.model)?);
+    let n_parameters = checkpoint.params().n_parameters();
     let mut rows = Vec::new();
     for &threads in &threads {
         let progress = Progress::new("loading");
         let mut report = |done, total| progress.at(done, total);
         let options = LoadOptions { progress: Some(&mut report), ..Default::default() };
-        let model = Transformer::open(&args.model, threads, options)?;
+        let model = Transformer::load(checkpoint.clone(), threads, options)?;
         progress.finish();
         let limit = read_bandwidth(model.pool(), 3);
         for &depth in &args.n_depth {
             let tests = args.n_prompt.iter().map(|&p| (p, 0)).chain(args.n_gen.iter().map(|&n| (0, n)));
             for (n_prompt, n_gen) in tests.filter(|&(p, n)| p + n > 0) {
                 let times = measure(&model, &args, depth, n_prompt, n_gen)?;
-                rows.push(row(&model, &args, limit, (depth, n_prompt, n_gen), &times));
+                rows.push(row(&model, n_parameters, &args, limit, (depth, n_prompt, n_gen), &times));
                 if !args.json {
                     print_row(rows.last().expect("a row has just been added"), rows.len() == 1);
                 }
@@ -170,6 +174,7 @@ impl Bench<'_> {
 
 fn row(
     model: &Transformer,
+    model_n_params: u64,
     args: &Args,
     limit: f64,
     (n_depth, n_prompt, n_gen): (usize, usize, usize),
@@ -186,7 +191,7 @@ fn row(
         kernels: octet_kernels::cpu::features(),
         model_filename: args.model.display().to_string(),
         model_size: model.weights_bytes() as u64,
-        model_n_params: model.n_parameters(),
+        model_n_params,
         n_batch: args.batch_size,
         n_ubatch: args.batch_size,
         n_threads: model.pool().threads(),

@@ -9,6 +9,14 @@ pub enum Error {
     /// The key-value cache cannot be made.
     #[error(transparent)]
     Kernels(#[from] octet_kernels::Error),
+    /// A tensor that the asked type cannot hold.
+    #[error("{tensor} cannot be quantized: {error}")]
+    Quantize {
+        /// Its name in the file.
+        tensor: String,
+        /// Why not.
+        error: octet_kernels::Error,
+    },
     /// The configuration describes no model that we can run.
     #[error("{0}")]
     Config(String),

@@ -1,6 +1,9 @@
 //! From the checkpoint's bytes to packed matrices: each tensor is read once, packed by all threads, and its file pages are
 //! let go, so that resident memory holds one copy of the weights.
 
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
 use octet_checkpoint::{Checkpoint, ElementType, ExpertMatrix, LayerTensor, Tensor, TensorName};
 use octet_kernels::blocks::dequantize_row;
 use octet_kernels::quantize::{fallback, quantize_row};
@@ -84,7 +87,7 @@ impl Loader<'_, '_> {
     /// The router runs in f32 whatever its file holds.
     fn router(&mut self, name: TensorName) -> Result<PackedMatrix, Error> {
         let tensor = self.checkpoint.tensor(name)?;
-        let read = |rows: std::ops::Range<usize>, out: &mut [u8]| {
+        let read = |rows: Range<usize>, out: &mut [u8]| {
             for (bytes, value) in out.chunks_exact_mut(4).zip(floats(&tensor, rows)) {
                 bytes.copy_from_slice(&value.to_le_bytes());
             }
@@ -98,14 +101,30 @@ impl Loader<'_, '_> {
         let tensor = self.checkpoint.tensor(name)?;
         let (rows, cols) = (tensor.rows(), tensor.cols());
         let packed = match self.options.quantize {
-            Some(asked) if !tensor.element_type().is_quantized() => {
-                let to = fallback(asked, cols);
-                PackedMatrix::pack(self.pool, to, rows, cols, &|rows, out| quantized(&tensor, to, rows, out))
-            }
+            Some(asked) if !tensor.element_type().is_quantized() => self.quantized(&tensor, fallback(asked, cols))?,
             _ => PackedMatrix::pack(self.pool, tensor.element_type(), rows, cols, &|rows, out| tensor.read_rows(rows, out)),
         };
         self.count(&tensor);
         Ok(packed)
+    }
+
+    /// Quantizes a float tensor while it is packed: full precision is held for a few rows alone.
+    fn quantized(&self, tensor: &Tensor<'_>, to: ElementType) -> Result<PackedMatrix, Error> {
+        let failed = Mutex::new(None);
+        let read = |rows: Range<usize>, out: &mut [u8]| {
+            let row_bytes = out.len() / rows.len().max(1);
+            let values = floats(tensor, rows);
+            for (values, out) in values.chunks_exact(tensor.cols()).zip(out.chunks_exact_mut(row_bytes.max(1))) {
+                if let Err(error) = quantize_row(to, values, None, out) {
+                    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                }
+            }
+        };
+        let packed = PackedMatrix::pack(self.pool, to, tensor.rows(), tensor.cols(), &read);
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(Error::Quantize { tensor: tensor.stored_name().to_string(), error }),
+            None => Ok(packed),
+        }
     }
 
     fn count(&mut self, tensor: &Tensor<'_>) {
@@ -118,7 +137,7 @@ impl Loader<'_, '_> {
 }
 
 /// Rows of a tensor as floats.
-fn floats(tensor: &Tensor<'_>, rows: std::ops::Range<usize>) -> Vec<f32> {
+fn floats(tensor: &Tensor<'_>, rows: Range<usize>) -> Vec<f32> {
     let mut bytes = vec![0; rows.len() * tensor.row_bytes()];
     let mut values = vec![0.0; rows.len() * tensor.cols()];
     tensor.read_rows(rows, &mut bytes);
@@ -126,13 +145,4 @@ fn floats(tensor: &Tensor<'_>, rows: std::ops::Range<usize>) -> Vec<f32> {
         dequantize_row(tensor.element_type(), bytes, values);
     }
     values
-}
-
-/// Rows of a float tensor, quantized on the way: full precision is held for these rows alone.
-fn quantized(tensor: &Tensor<'_>, to: ElementType, rows: std::ops::Range<usize>, out: &mut [u8]) {
-    let row_bytes = out.len() / rows.len().max(1);
-    let values = floats(tensor, rows);
-    for (values, out) in values.chunks_exact(tensor.cols()).zip(out.chunks_exact_mut(row_bytes.max(1))) {
-        quantize_row(to, values, None, out);
-    }
 }
