@@ -137,7 +137,7 @@ impl<'a> Tensor<'a> {
 ///
 /// It goes by tiles of a few stored rows, so that both what is read and what is written are runs of memory.
 fn transpose<const N: usize>(stored: &[u8], all_rows: usize, rows: Range<usize>, out: &mut [u8]) {
-    const TILE: usize = 32;
+    const TILE: usize = 16;
     let stored = stored.as_chunks::<N>().0;
     let out = out.as_chunks_mut::<N>().0;
     let cols = stored.len() / all_rows;

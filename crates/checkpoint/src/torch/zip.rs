@@ -10,6 +10,7 @@ use crate::Error;
 use crate::error::shown;
 
 /// A file in the archive.
+#[derive(Debug)]
 pub(super) struct Entry {
     pub(super) name: String,
     /// Where its bytes lie in the archive's file.
@@ -178,4 +179,96 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where an archive says its sizes and offsets.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Form {
+        Plain,
+        /// As torch does for what does not fit 32 bits: all ones, and the truth in an extra field.
+        Zip64,
+    }
+
+    /// An archive of stored entries, byte for byte by the format's description.
+    fn archive(form: Form, entries: &[(&str, &[u8])]) -> Vec<u8> {
+        let (mut file, mut directory) = (Vec::new(), Vec::new());
+        for (name, data) in entries {
+            let (size, offset) = (data.len() as u64, file.len() as u64);
+            file.extend(record(LOCAL_SIGNATURE, &[], 14, size as u32, name, &[], &[]));
+            file.extend_from_slice(data);
+            let (shown, extra) = match form {
+                Form::Plain => (size as u32, Vec::new()),
+                Form::Zip64 => (
+                    u32::MAX,
+                    [&[1, 0, 24, 0][..], &size.to_le_bytes(), &size.to_le_bytes(), &offset.to_le_bytes()].concat(),
+                ),
+            };
+            let offset = if form == Form::Plain { offset as u32 } else { u32::MAX };
+            let tail = [&[0; 10][..], &offset.to_le_bytes()].concat();
+            // An unknown extra field before zip64's must be passed over.
+            let extra = [&[0x42, 0x42, 2, 0, 9, 9][..], &extra].concat();
+            directory.extend(record(CENTRAL_SIGNATURE, &[20, 0], 14, shown, name, &extra, &tail));
+        }
+        let (at, size) = (file.len() as u64, directory.len() as u64);
+        file.extend(directory);
+        if form == Form::Zip64 {
+            let end_at = file.len() as u64;
+            let count = (entries.len() as u64).to_le_bytes();
+            file.extend([END64_SIGNATURE, &[0; 20], &count, &count, &size.to_le_bytes(), &at.to_le_bytes()].concat());
+            file.extend([LOCATOR64_SIGNATURE, &[0; 4], &end_at.to_le_bytes(), &[1, 0, 0, 0]].concat());
+        }
+        let (count, at) = match form {
+            Form::Plain => (entries.len() as u16, at as u32),
+            Form::Zip64 => (u16::MAX, u32::MAX),
+        };
+        file.extend([END_SIGNATURE, &[0; 4], &count.to_le_bytes(), &count.to_le_bytes()].concat());
+        file.extend([&(size as u32).to_le_bytes()[..], &at.to_le_bytes(), &[7, 0], b"comment"].concat());
+        file
+    }
+
+    /// A local or central record: `gap` zero bytes, two equal sizes, the lengths of name and extra, `tail`, name, extra.
+    fn record(signature: &[u8], start: &[u8], gap: usize, size: u32, name: &str, extra: &[u8], tail: &[u8]) -> Vec<u8> {
+        let size = size.to_le_bytes();
+        let lens = [(name.len() as u16).to_le_bytes(), (extra.len() as u16).to_le_bytes()].concat();
+        [signature, start, &vec![0; gap], &size, &size, &lens, tail, name.as_bytes(), extra].concat()
+    }
+
+    fn read(file: &[u8]) -> Result<Vec<Entry>, String> {
+        read_entries(Path::new("a.pth"), file).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn entries_are_found_in_both_forms() {
+        for form in [Form::Plain, Form::Zip64] {
+            let file = archive(form, &[("a/data.pkl", b"program"), ("a/data/0", b""), ("a/data/1", b"numbers")]);
+            let entries = read(&file).unwrap();
+            let found: Vec<_> = entries.iter().map(|entry| (entry.name.as_str(), &file[entry.bytes.clone()])).collect();
+            assert_eq!(found, [("a/data.pkl", &b"program"[..]), ("a/data/0", b""), ("a/data/1", b"numbers")]);
+        }
+    }
+
+    #[test]
+    fn an_archive_cannot_pretend_to_more_than_it_holds() {
+        let whole = archive(Form::Zip64, &[("a", b"12345678"), ("b", b"12345678")]);
+        let size_at = whole.windows(4).position(|w| w == [1, 0, 24, 0]).unwrap() + 4;
+        let with = |at: usize, value: u64| {
+            let mut file = whole.clone();
+            file[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            file
+        };
+        let both_sizes = |value: u64| {
+            let mut file = with(size_at, value);
+            file[size_at + 8..size_at + 16].copy_from_slice(&value.to_le_bytes());
+            read(&file)
+        };
+        assert!(both_sizes(u64::MAX).unwrap_err().contains("reaches past the end"));
+        assert!(both_sizes(40).unwrap_err().contains("entries a and b overlap"));
+        assert!(read(&with(size_at, 7)).unwrap_err().contains("in another size than its own"));
+        assert!(read(&with(size_at + 16, 1)).unwrap_err().contains("a is not where the directory says"));
+        assert!(read(&with(size_at + 16, u64::MAX)).unwrap_err().contains("reaches past the end"));
+    }
 }
