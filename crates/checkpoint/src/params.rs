@@ -82,6 +82,9 @@ const MAX_DIMENSION: usize = 1 << 31;
 /// Most layers, and most experts of a layer, that we take seriously.
 const MAX_COUNT: usize = 1 << 16;
 
+/// Most experts of all layers together, so that going through all tensors is never long; Mixtral 8x22B has 448.
+const MAX_EXPERTS_IN_ALL: u128 = 1 << 18;
+
 impl Params {
     /// Reads the shape at a path: a `params.json` or `config.json` (under any name ending in `.json`, with or without
     /// weights beside it), a folder that holds one, or any checkpoint.
@@ -227,6 +230,10 @@ impl Params {
         let expert = 3 * wide(self.dim, self.hidden_dim);
         let layer = self.n_experts() as u128 * expert + 4 * heads * self.dim as u128;
         let total = 2 * wide(self.vocab_size, self.dim) + self.n_layers as u128 * layer;
+        let experts = wide(self.n_layers, self.n_experts());
+        if experts > MAX_EXPERTS_IN_ALL {
+            return Err(Error::key(path, "n_layers", format!("and num_experts make {experts} experts in all")));
+        }
         if total >= 1 << 60 {
             return Err(Error::key(path, "dim", format!("and its fellows make a model of {total} weights")));
         }
@@ -281,7 +288,8 @@ mod tests {
     #[test]
     fn impossible_shapes_are_refused() {
         type Change = fn(&mut Params);
-        let changes: [(&str, Change); 9] = [
+        let changes: [(&str, Change); 10] = [
+            ("`n_layers`", |p| (p.n_layers, p.moe) = (1 << 16, Some(Moe { num_experts: 8, num_experts_per_tok: 2 }))),
             ("`dim`", |p| p.dim = 0),
             ("`n_layers`", |p| p.n_layers = usize::MAX),
             ("`n_kv_heads`", |p| p.n_kv_heads = 5),
@@ -290,7 +298,7 @@ mod tests {
             ("`rope_theta`", |p| p.rope_theta = f32::INFINITY),
             ("`norm_eps`", |p| p.norm_eps = -1.0),
             ("`sliding_window`", |p| p.sliding_window = Some(0)),
-            ("`dim`", |p| (p.dim, p.hidden_dim, p.n_layers) = (1 << 31, 1 << 31, 1 << 16)),
+            ("`dim`", |p| (p.dim, p.hidden_dim) = (1 << 31, 1 << 31)),
         ];
         for (key, change) in changes {
             let mut params = mixtral_8x7b();
