@@ -101,7 +101,7 @@ fn main() -> ExitCode {
         // Whoever closed the pipe has read enough: `octet tokenize MODEL TEXT | head` is no failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("octet: {}", one_line(&format!("{error:#}")));
+            eprintln!("octet: {}", one_line(&message(&error)));
             ExitCode::FAILURE
         }
     }
@@ -110,6 +110,17 @@ fn main() -> ExitCode {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let kinds = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
     kinds.into_iter().any(|kind| kind == std::io::ErrorKind::BrokenPipe)
+}
+
+/// The chain of causes, without those that the error before has already quoted.
+fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
+        }
+    }
+    text
 }
 
 /// File names and metadata may hold line breaks; an error is one line all the same.
