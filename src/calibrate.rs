@@ -11,6 +11,7 @@ use octet_tokenizer::Tokenizer;
 
 use crate::importance::Importance;
 use crate::progress::Progress;
+use crate::stdout;
 
 /// Tokens used of a text, unless the user says otherwise: what the field's calibration texts come to.
 pub const MAX_TOKENS: usize = 65_536;
@@ -45,7 +46,7 @@ pub fn run(checkpoint: &Arc<Checkpoint>, text: &Path, max_tokens: usize, threads
         calibrating.at(done as u64, ids.len() as u64);
     }
     calibrating.finish();
-    print_tokens(&importance, checkpoint);
+    print_tokens(&importance, checkpoint)?;
     Ok(importance)
 }
 
@@ -68,15 +69,16 @@ fn tokens(model: &Path, text: &Path, max_tokens: usize) -> anyhow::Result<Vec<u3
 }
 
 /// Tokens that each expert saw, a line a layer.
-fn print_tokens(importance: &Importance, checkpoint: &Checkpoint) {
+fn print_tokens(importance: &Importance, checkpoint: &Checkpoint) -> anyhow::Result<()> {
     let params = checkpoint.params();
     if params.moe.is_none() {
-        return;
+        return Ok(());
     }
-    eprintln!("tokens seen by each expert:");
+    let mut table = String::from("tokens seen by each expert\n");
     for layer in 0..params.n_layers {
         let tokens = |e| importance.tokens(TensorName::Layer(layer, LayerTensor::Expert(e, ExpertMatrix::W1)));
         let counts: Vec<String> = (0..params.n_experts()).map(|e| format!("{:>7}", tokens(e))).collect();
-        eprintln!("  layer {layer:>3} {}", counts.concat());
+        table += &format!("  layer {layer:>3} {}\n", counts.concat());
     }
+    stdout::print(&table)
 }

@@ -61,10 +61,8 @@ pub fn print(source: &Checkpoint, result: &Checkpoint, threads: usize) -> anyhow
         progress.at(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
     });
     progress.finish();
-    let mut table = format!(
-        "{:<14} {:>6} {:>18} {:>15} {:>14}\n",
-        "role", "type", "weights", "relative error", "largest error"
-    );
+    let mut table =
+        format!("{:<14} {:>6} {:>18} {:>15} {:>14}\n", "role", "type", "weights", "relative error", "largest error");
     for ((number, element_type), distance) in roles.into_inner().expect("no holder of this lock panics") {
         let (role, name, weights) = (ROLES[number], element_type.name(), format::count(distance.weights));
         let percent = format!("{} %", format::three_digits(100.0 * distance.relative()));

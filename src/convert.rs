@@ -8,7 +8,7 @@ use octet_checkpoint::{Checkpoint, ElementType, Layout};
 use crate::float_types::{FloatType, FloatTypes};
 use crate::output::{self, OutputOptions};
 use crate::recode::Recoded;
-use crate::tokenizer_files;
+use crate::tokenizer_files::{self, TokenizerFiles};
 
 /// Translate a checkpoint between Mistral's, Hugging Face's and GGUF's layouts
 ///
@@ -45,35 +45,34 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let rows = Recoded::new(parts, outline.order, element_type);
         tensors.push(NewTensor::new(outline.name, element_type, outline.shape, Box::new(rows)));
     }
-    let plan = plan(&checkpoint, &args, types.main, tensors)?;
+    let text = tokenizer_files::carry(&checkpoint, args.to)?;
+    let mut notes = text.notes.clone();
+    if args.to == Layout::Gguf && checkpoint.params().sliding_window.is_some() {
+        notes.push("llama.cpp passes over the sliding window that this file records; Octet keeps it".into());
+    }
+    let plan = plan(&checkpoint, &args, types.main, (tensors, text));
     let mut made_from = output::identity(&checkpoint)?;
     made_from.push(format!("convert to {}", args.to.name()));
-    args.output.write(&args.out, &plan, made_from)
+    args.output.write(&args.out, &plan, made_from)?;
+    notes.iter().for_each(|note| output::tell(note));
+    Ok(())
 }
 
+/// Lays out what is to be written: the weights, and what makes text of their tokens. Most weights are of type `main`.
 fn plan<'a>(
     checkpoint: &Checkpoint,
     args: &Args,
     main: ElementType,
-    tensors: Vec<NewTensor<'a>>,
-) -> anyhow::Result<Plan<'a>> {
-    let text = tokenizer_files::carry(checkpoint, args.to)?;
+    (tensors, text): (Vec<NewTensor<'a>>, TokenizerFiles),
+) -> Plan<'a> {
     let params = text.complete(checkpoint.params());
     let mut plan = match args.to {
-        Layout::Gguf => {
-            if params.sliding_window.is_some() {
-                eprintln!("note: llama.cpp passes over the sliding window that this file records; Octet keeps it");
-            }
-            let name = output::model_name(&args.out);
-            return Ok(write::gguf::plan(&text.gguf_keys(checkpoint, &params, &name, main), tensors));
-        }
+        Layout::Gguf => write::gguf::plan(&text.gguf_keys(checkpoint, &params, main), tensors),
         Layout::HuggingFace => write::hugging_face::plan(&params, main, tensors, args.shard_size),
         Layout::MistralRelease => write::mistral::plan(&params, tensors),
     };
-    for (name, content) in text.files {
-        plan.add_file(&name, content);
-    }
-    Ok(plan)
+    text.files.into_iter().for_each(|(name, content)| plan.add_file(&name, content));
+    plan
 }
 
 fn layout(name: &str) -> Result<Layout, String> {

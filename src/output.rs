@@ -1,7 +1,7 @@
 //! What the commands that write checkpoints have in common: options, and a plan carried out under the user's eyes.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use octet_checkpoint::Checkpoint;
@@ -31,22 +31,22 @@ impl OutputOptions {
         }
     }
 
-    /// Writes `plan` to `out` and tells what was written. `made_from` are the inputs' files and the settings: only if
-    /// they are the same does a run go on with what a killed one left.
+    /// Writes `plan` to `out`. `made_from` are the inputs' files and the settings: only if they are the same does a run
+    /// go on with what a killed one left.
     pub fn write(&self, out: &Path, plan: &Plan<'_>, made_from: Vec<String>) -> anyhow::Result<()> {
         let existing = if self.force { Existing::Replace } else { Existing::Refuse };
         let job = Job { out: out.to_owned(), existing, threads: self.threads()?, made_from };
-        let (started, progress) = (Instant::now(), Progress::new("writing"));
+        let progress = Progress::new("writing");
         let (mut done, mut of) = (0, 0);
         job.run(plan, &mut |event| {
             match event {
                 Event::Discarded => {
-                    eprintln!("{}: an earlier part is of other input or settings; starting anew", out.display())
+                    tell(&format!("the part of {} is of other input or settings; starting anew", out.display()))
                 }
                 Event::Begun { total, kept } => {
                     (done, of) = (kept, total);
                     if kept > 0 {
-                        eprintln!("{}: going on after {} that a stopped run left", out.display(), format::bytes(kept));
+                        tell(&format!("going on with {} of {} from a stopped run", format::bytes(kept), out.display()));
                     }
                 }
                 Event::Made(bytes) => done += bytes,
@@ -55,11 +55,13 @@ impl OutputOptions {
                 progress.at(done, of);
             }
         })?;
-        progress.finish();
-        let seconds = started.elapsed();
-        eprintln!("{}: {} in {}", out.display(), format::bytes(plan.bytes()), format::duration(seconds));
         Ok(())
     }
+}
+
+/// Says something that is no error. Commands do so when they have succeeded, so that a failure is one line.
+pub fn tell(note: &str) {
+    eprintln!("note: {note}");
 }
 
 /// Each of a checkpoint's weight files with size and time of change: another one is another source.
@@ -107,7 +109,9 @@ fn resolve(path: &Path) -> PathBuf {
     }
 }
 
-/// The name that a model gets inside its file: its file's, without the ending.
-pub fn model_name(out: &Path) -> String {
-    out.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+/// The name of a model at `path`: its folder's, or its file's without the ending.
+pub fn model_name(path: &Path) -> String {
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = if real.is_dir() { real.file_name() } else { real.file_stem() };
+    name.unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -16,7 +16,7 @@ use crate::format;
 use crate::importance::{Importance, MIN_TOKENS};
 use crate::output::{self, OutputOptions};
 use crate::recode::Recoded;
-use crate::tokenizer_files;
+use crate::tokenizer_files::{self, TokenizerFiles};
 
 /// Write a smaller GGUF with quantized weights
 ///
@@ -65,11 +65,14 @@ struct Override {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let checkpoint = Arc::new(Checkpoint::open(&args.model)?);
     output::refuse_inside(&args.out, &checkpoint)?;
-    note_requantizing(&checkpoint)?;
-    let importance = importance(&args, &checkpoint)?;
-    let plan = plan(&args, &checkpoint, importance.as_ref())?;
-    summarize(&args, &plan);
+    let mut notes = Vec::from_iter(requantizing(&checkpoint)?);
+    let importance = importance(&args, &checkpoint, &mut notes)?;
+    let text = tokenizer_files::carry(&checkpoint, Layout::Gguf)?;
+    notes.extend(text.notes.iter().cloned());
+    let plan = plan(&args, &checkpoint, &text, importance.as_ref())?;
+    notes.push(summary(&args, &plan));
     args.output.write(&args.out, &plan, made_from(&args, &checkpoint)?)?;
+    notes.iter().for_each(|note| output::tell(note));
     if args.compare {
         compare::print(&checkpoint, &Checkpoint::open(&args.out)?, args.output.threads()?)?;
     }
@@ -77,20 +80,19 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Weights that were quantized once lose twice; whoever has no others may go on.
-fn note_requantizing(checkpoint: &Checkpoint) -> anyhow::Result<()> {
+fn requantizing(checkpoint: &Checkpoint) -> anyhow::Result<Option<String>> {
     let matrix = TensorName::Layer(0, LayerTensor::Expert(0, ExpertMatrix::W1));
-    let stored = checkpoint.tensor(matrix)?.element_type();
-    if stored.is_quantized() {
-        eprintln!(
-            "note: the weights of {} are {stored} already; a source of F16 or BF16 would lose less",
-            checkpoint.path().display()
-        );
-    }
-    Ok(())
+    let (stored, path) = (checkpoint.tensor(matrix)?.element_type(), checkpoint.path().display());
+    let note = || format!("the weights of {path} were {stored} already; a source of F16 or BF16 would lose less");
+    Ok(stored.is_quantized().then(note))
 }
 
 /// What is known of the columns' importance, by this run or by an earlier one.
-fn importance(args: &Args, checkpoint: &Arc<Checkpoint>) -> anyhow::Result<Option<Importance>> {
+fn importance(
+    args: &Args,
+    checkpoint: &Arc<Checkpoint>,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Option<Importance>> {
     let params = checkpoint.params();
     let mut importance = match (&args.calibrate, &args.importance) {
         (Some(text), _) => calibrate::run(checkpoint, text, args.calibrate_tokens, args.output.threads()?)?,
@@ -102,27 +104,31 @@ fn importance(args: &Args, checkpoint: &Arc<Checkpoint>) -> anyhow::Result<Optio
     }
     let unseen = importance.lend_to_unseen(params);
     if !unseen.is_empty() {
-        let shown: Vec<String> = unseen.iter().take(8).map(|(layer, e, n)| format!("{layer}.{e} saw {n}")).collect();
+        let shown: Vec<String> =
+            unseen.iter().take(8).map(|(layer, e, n)| format!("layer {layer} expert {e}: {n}")).collect();
         let more = if unseen.len() > shown.len() { ", …" } else { "" };
-        eprintln!(
-            "note: {} experts saw fewer than {MIN_TOKENS} tokens (layer.expert: {}{more}); they are given the mean of their layer",
-            unseen.len(),
-            shown.join(", ")
-        );
+        let (n, shown) = (unseen.len(), shown.join(", "));
+        notes.push(format!(
+            "{n} experts saw fewer than {MIN_TOKENS} tokens ({shown}{more}) and were given the mean of their layer"
+        ));
     }
     Ok(Some(importance))
 }
 
 /// Lays out the whole file.
-fn plan<'a>(args: &Args, checkpoint: &'a Checkpoint, importance: Option<&Importance>) -> anyhow::Result<Plan<'a>> {
-    let text = tokenizer_files::carry(checkpoint, Layout::Gguf)?;
+fn plan<'a>(
+    args: &Args,
+    checkpoint: &'a Checkpoint,
+    text: &TokenizerFiles,
+    importance: Option<&Importance>,
+) -> anyhow::Result<Plan<'a>> {
     let params = text.complete(checkpoint.params());
     let mut tensors = Vec::new();
     for outline in outlines(Layout::Gguf, &params) {
         tensors.push(new_tensor(args, checkpoint, outline, importance)?);
     }
     let main = args.to.element_type(TensorName::Layer(0, LayerTensor::Wq), &params);
-    let mut keys = text.gguf_keys(checkpoint, &params, &output::model_name(&args.out), main);
+    let mut keys = text.gguf_keys(checkpoint, &params, main);
     if let Some(file_type) = file_type(args.to.name()) {
         keys.retain(|(key, _)| key != "general.file_type");
         keys.push(("general.file_type".into(), Value::U32(file_type)));
@@ -189,8 +195,8 @@ fn role(name: TensorName) -> Option<&'static str> {
 const ROLES: [&str; 9] =
     ["token_embd", "output", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_down", "ffn_up"];
 
-/// Says how large the file will be and of which types.
-fn summarize(args: &Args, plan: &Plan<'_>) {
+/// How large the file is and of which types.
+fn summary(args: &Args, plan: &Plan<'_>) -> String {
     let mut by_type: BTreeMap<ElementType, u64> = BTreeMap::new();
     let mut weights = 0;
     for tensor in plan.tensors() {
@@ -199,7 +205,8 @@ fn summarize(args: &Args, plan: &Plan<'_>) {
     }
     let types: Vec<String> = by_type.iter().map(|(t, &bytes)| format!("{t} {}", format::bytes(bytes))).collect();
     let bits = plan.bytes() as f64 * 8.0 / weights as f64;
-    eprintln!("{}: {} bits a weight ({})", args.to.name(), format::three_digits(bits), types.join(", "));
+    let (size, bits) = (format::bytes(plan.bytes()), format::three_digits(bits));
+    format!("{} takes {size}, {bits} bits a weight ({})", args.to.name(), types.join(", "))
 }
 
 /// Everything that the bytes of the output depend on, beyond its header.

@@ -11,6 +11,8 @@ use octet_checkpoint::{Checkpoint, ElementType, Layout, Params};
 use octet_tokenizer::Tokenizer;
 use serde_json::json;
 
+use crate::output;
+
 /// Files of Hugging Face's layout that say how text becomes tokens.
 const HUGGING_FACE_FILES: [&str; 7] = [
     "tokenizer.json",
@@ -28,22 +30,28 @@ const OUTDATED_KEYS: [&str; 2] = ["general.file_type", "general.quantization_ver
 pub struct TokenizerFiles {
     /// Name and content of the files beside the weights; none in a GGUF.
     pub files: Vec<(String, Vec<u8>)>,
+    /// What the user should know, for the end of a run that succeeds.
+    pub notes: Vec<String>,
     tokenizer: Option<Tokenizer>,
 }
 
 /// Finds the tokenizer of `checkpoint` and makes of it what layout `to` has. A checkpoint without one is converted all
-/// the same, with a word of warning.
+/// the same, with a note.
 pub fn carry(checkpoint: &Checkpoint, to: Layout) -> anyhow::Result<TokenizerFiles> {
-    let tokenizer = Tokenizer::open(checkpoint.path()).map_err(|error| {
-        eprintln!("note: no tokenizer goes along ({error})");
-    });
-    let tokenizer = tokenizer.ok();
+    let mut notes = Vec::new();
+    let tokenizer = match Tokenizer::open(checkpoint.path()) {
+        Ok(tokenizer) => Some(tokenizer),
+        Err(error) => {
+            notes.push(format!("no tokenizer goes along ({error})"));
+            None
+        }
+    };
     let files = match to {
         Layout::Gguf => Vec::new(),
         Layout::HuggingFace => hugging_face_files(checkpoint, tokenizer.as_ref())?,
-        Layout::MistralRelease => mistral_files(checkpoint, tokenizer.as_ref())?,
+        Layout::MistralRelease => mistral_files(checkpoint, tokenizer.as_ref(), &mut notes)?,
     };
-    Ok(TokenizerFiles { files, tokenizer })
+    Ok(TokenizerFiles { files, notes, tokenizer })
 }
 
 impl TokenizerFiles {
@@ -59,14 +67,8 @@ impl TokenizerFiles {
 
     /// The keys of a GGUF: those of the source where it is one, else shape and vocabulary.
     ///
-    /// `name` is the model's; `main` the type of most of its weights.
-    pub fn gguf_keys(
-        &self,
-        checkpoint: &Checkpoint,
-        params: &Params,
-        name: &str,
-        main: ElementType,
-    ) -> Vec<(String, Value)> {
+    /// `main` is the type of most of the weights.
+    pub fn gguf_keys(&self, checkpoint: &Checkpoint, params: &Params, main: ElementType) -> Vec<(String, Value)> {
         let mut keys = Keys(match checkpoint.gguf() {
             Some(metadata) => metadata.iter().map(|(key, value)| (key.to_owned(), value.clone())).collect(),
             None => Vec::new(),
@@ -75,7 +77,9 @@ impl TokenizerFiles {
         for (key, value) in shape_keys(params) {
             keys.set(&key, value);
         }
-        keys.set("general.name", Value::String(name.into()));
+        if keys.0.iter().all(|(key, _)| key != "general.name") {
+            keys.set("general.name", Value::String(output::model_name(checkpoint.path())));
+        }
         if let Some(file_type) = file_type(main) {
             keys.set("general.file_type", Value::U32(file_type));
         }
@@ -164,7 +168,11 @@ fn tokenizer_config(tokenizer: &Tokenizer) -> serde_json::Value {
     config
 }
 
-fn mistral_files(checkpoint: &Checkpoint, tokenizer: Option<&Tokenizer>) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+fn mistral_files(
+    checkpoint: &Checkpoint,
+    tokenizer: Option<&Tokenizer>,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let mut names = vec!["tokenizer.model".to_owned(), "tekken.json".into()];
     names.extend((1..10).map(|version| format!("tokenizer.model.v{version}")));
     let mut files = beside(checkpoint, &names)?;
@@ -173,9 +181,7 @@ fn mistral_files(checkpoint: &Checkpoint, tokenizer: Option<&Tokenizer>) -> anyh
         match tokenizer.to_sentencepiece_model() {
             Some(model) => files.push(("tokenizer.model".into(), model)),
             None => {
-                eprintln!(
-                    "note: Mistral's layout has no place for this kind of vocabulary; it goes along as tokenizer.json"
-                );
+                notes.push("Mistral's layout has no place for this vocabulary; it goes along as tokenizer.json".into());
                 files.push(("tokenizer.json".into(), tokenizer.to_tokenizer_json().into_bytes()));
             }
         }

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use octet_checkpoint::gguf::Value;
 use octet_checkpoint::write::{self, NewTensor, Outline, outlines};
 use octet_checkpoint::{Architecture, Checkpoint, ElementType, LayerTensor, Layout, Moe, Params, Tensor, TensorName};
 use octet_kernels::quantize::quantize_row;
@@ -62,7 +63,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     for model in &models {
         output::refuse_inside(&args.out, model)?;
     }
-    check_alike(&models)?;
+    let mut notes = check_alike(&models)?;
     let moe = experts(&args, models.len())?;
     let params = Params { architecture: Architecture::Mixtral, moe: Some(moe), ..models[0].params().clone() };
     let types = FloatTypes::choose(&models[0], args.to, None::<FloatType>)?;
@@ -71,44 +72,44 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .map(|outline| new_tensor(&models, outline, &types, &args))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let text = tokenizer_files::carry(&models[0], args.to)?;
+    notes.extend(text.notes.iter().cloned());
     let params = text.complete(&params);
     let mut plan = match args.to {
         Layout::HuggingFace => {
             write::hugging_face::plan(&params, types.main, tensors, write::hugging_face::DEFAULT_SHARD_BYTES)
         }
         _ => {
-            let name = output::model_name(&args.out);
-            write::gguf::plan(&text.gguf_keys(&models[0], &params, &name, types.main), tensors)
+            let mut keys = text.gguf_keys(&models[0], &params, types.main);
+            // It is another model than the one whose name it would carry on.
+            keys.retain(|(key, _)| key != "general.name");
+            keys.push(("general.name".into(), Value::String(output::model_name(&args.out))));
+            write::gguf::plan(&keys, tensors)
         }
     };
-    for (name, content) in text.files {
-        plan.add_file(&name, content);
-    }
+    text.files.into_iter().for_each(|(name, content)| plan.add_file(&name, content));
     let mut made_from = Vec::new();
     for model in &models {
         made_from.extend(output::identity(model)?);
     }
     made_from.push(format!("upcycle, {:?} routers, seed {}", args.router, args.router_seed));
     args.output.write(&args.out, &plan, made_from)?;
-    report(&args, &params);
+    notes.push(description(&args, &params));
+    notes.iter().for_each(|note| output::tell(note));
     Ok(())
 }
 
-/// Says what the mixture is, and how its routers start: what a trainer must know.
-fn report(args: &Args, params: &Params) {
+/// What the mixture is, and how its routers start: a trainer must know.
+fn description(args: &Args, params: &Params) -> String {
     let moe = params.moe.expect("an upcycled model has experts");
     let routers = match args.router {
         Router::Random => format!("random (normal, spread {ROUTER_SPREAD}, seed {})", args.router_seed),
         Router::Zero => "zero".into(),
     };
-    eprintln!(
-        "{} experts in each of {} layers, {} a token; {} parameters, {} active; routers: {routers}",
-        moe.num_experts,
-        params.n_layers,
-        moe.num_experts_per_tok,
-        crate::format::count(params.n_parameters()),
-        crate::format::count(params.n_active_parameters()),
-    );
+    let [all, active] = [params.n_parameters(), params.n_active_parameters()].map(crate::format::count);
+    let (n_experts, per_token, n_layers) = (moe.num_experts, moe.num_experts_per_tok, params.n_layers);
+    format!(
+        "{n_experts} experts in {n_layers} layers, {per_token} a token; {all} parameters, {active} active; routers {routers}"
+    )
 }
 
 fn experts(args: &Args, n_models: usize) -> anyhow::Result<Moe> {
@@ -128,8 +129,10 @@ fn experts(args: &Args, n_models: usize) -> anyhow::Result<Moe> {
 /// Experts of a layer that llama.cpp takes.
 const MAX_EXPERTS: usize = 512;
 
-/// Refuses models that are mixtures already, of different shapes, or of different vocabularies.
-fn check_alike(models: &[Checkpoint]) -> anyhow::Result<()> {
+/// Refuses models that are mixtures already, of different shapes, or of different vocabularies. Returns what could not
+/// be checked.
+fn check_alike(models: &[Checkpoint]) -> anyhow::Result<Vec<String>> {
+    let mut notes = Vec::new();
     for model in models {
         if let Some(moe) = model.params().moe {
             bail!("{}: has {} experts already; upcycle takes dense models", model.path().display(), moe.num_experts);
@@ -143,9 +146,9 @@ fn check_alike(models: &[Checkpoint]) -> anyhow::Result<()> {
                 bail!("{what} is {of_first} in {a}, but {of_other} in {b}; experts must be of the same shape");
             }
         }
-        check_vocabularies(first, other)?;
+        notes.extend(check_vocabularies(first, other)?);
     }
-    Ok(())
+    Ok(notes)
 }
 
 /// What must agree for experts to take each other's place, by name.
@@ -163,15 +166,12 @@ fn shape(params: &Params) -> [(&'static str, f64); 9] {
     ]
 }
 
-/// Refuses two models whose tokens of the same id are different texts. Models without a tokenizer cannot be compared.
-fn check_vocabularies(first: &Checkpoint, other: &Checkpoint) -> anyhow::Result<()> {
+/// Refuses two models whose tokens of the same id are different texts. Models without a tokenizer cannot be compared,
+/// which is worth a note.
+fn check_vocabularies(first: &Checkpoint, other: &Checkpoint) -> anyhow::Result<Option<String>> {
     let (Ok(a), Ok(b)) = (Tokenizer::open(first.path()), Tokenizer::open(other.path())) else {
-        eprintln!(
-            "note: {} or {} has no tokenizer, so their vocabularies are not compared",
-            first.path().display(),
-            other.path().display()
-        );
-        return Ok(());
+        let (a, b) = (first.path().display(), other.path().display());
+        return Ok(Some(format!("{a} or {b} has no tokenizer, so their vocabularies are not compared")));
     };
     let n = a.vocab_size().min(b.vocab_size()) as u32;
     if let Some(id) = (0..n).find(|&id| a.bytes(id) != b.bytes(id)) {
@@ -182,7 +182,7 @@ fn check_vocabularies(first: &Checkpoint, other: &Checkpoint) -> anyhow::Result<
             b.piece(id)
         );
     }
-    Ok(())
+    Ok(None)
 }
 
 fn new_tensor<'a>(

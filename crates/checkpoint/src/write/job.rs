@@ -12,16 +12,16 @@ use std::sync::mpsc::{self, SyncSender};
 use super::Plan;
 use super::disk::{allocated_bytes, check_room, sync_folder, write_error};
 use super::journal::{Journal, Past};
-use super::plan::{Form, NewTensor, Place};
+use super::plan::{Form, NewFile, NewTensor, Place};
 use crate::Error;
 
 /// Output bytes that one thread makes at a time.
 const PIECE_BYTES: usize = 1 << 20;
-/// Finished bytes after which the disk is synced and the journal written: what a kill can cost at most, plus the
-/// tensor in progress.
-const JOURNAL_EVERY_BYTES: u64 = 8 << 20;
-/// Finished pieces that may wait for the thread that keeps the journal.
-const MAX_WAITING_PIECES: usize = 1024;
+/// Finished bytes after which the disk is synced and the journal written.
+const JOURNAL_EVERY_BYTES: u64 = 4 << 20;
+/// Finished pieces that may wait for the thread that keeps the journal. With the tensor in progress and
+/// [`JOURNAL_EVERY_BYTES`] this bounds what a kill can cost.
+const MAX_WAITING_PIECES: usize = 8;
 
 /// What to do with something that already has the output's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,9 +165,8 @@ impl Run<'_, '_> {
     fn take_over(&mut self, identity: &str, watch: &mut dyn FnMut(Event)) -> Result<usize, Error> {
         let past = self.journal.past(identity);
         if let Past::Same(n_done) = past
-            && let Some(files) = self.open_earlier()
+            && let Some(files) = self.open_earlier(n_done)
         {
-            let n_done = n_done.min(self.plan.tensors.len());
             self.files = files;
             self.journal.begin(identity)?;
             self.journal.record(n_done)?;
@@ -182,16 +181,19 @@ impl Run<'_, '_> {
         Ok(0)
     }
 
-    /// The files of an earlier run, if all are there in full length.
-    fn open_earlier(&self) -> Option<Vec<File>> {
-        let open = |file: &super::plan::NewFile| {
+    /// The files of an earlier run, if they reach as far as they must to hold `n_done` tensors.
+    fn open_earlier(&self, n_done: usize) -> Option<Vec<File>> {
+        let done = self.plan.tensors.get(..n_done)?;
+        let open = |(index, file): (usize, &NewFile)| {
+            let ends = done.iter().filter(|(_, place)| place.file == index).map(|(t, place)| place.offset + t.bytes());
+            let least = ends.max().unwrap_or(0).max(file.head.len() as u64);
             let opened = File::options().read(true).write(true).open(self.file_path(&file.name)).ok()?;
-            (opened.metadata().ok()?.len() == file.len).then_some(opened)
+            (opened.metadata().ok()?.len() >= least).then_some(opened)
         };
-        self.plan.files.iter().map(open).collect()
+        self.plan.files.iter().enumerate().map(open).collect()
     }
 
-    /// Makes the files, in full length but without content: holes take no room.
+    /// Makes the files, still empty.
     fn make_files(&mut self) -> Result<(), Error> {
         if self.plan.form == Form::Folder {
             fs::create_dir(&self.part).map_err(|e| self.error(e))?;
@@ -206,8 +208,7 @@ impl Run<'_, '_> {
 
     fn write_heads(&self) -> Result<(), Error> {
         for (file, planned) in self.files.iter().zip(&self.plan.files) {
-            let write = file.set_len(planned.len).and_then(|()| write_at(file, &planned.head, 0));
-            write.map_err(|e| self.error(e))?;
+            write_at(file, &planned.head, 0).map_err(|e| self.error(e))?;
         }
         Ok(())
     }
@@ -263,8 +264,9 @@ impl Run<'_, '_> {
             });
             write.map_err(|e| write_error(&path, self.plan.bytes(), e))?;
         }
-        for file in &self.files {
-            file.sync_all().map_err(|e| self.error(e))?;
+        for (file, planned) in self.files.iter().zip(&self.plan.files) {
+            // Padding after the last tensor is written by nobody else.
+            file.set_len(planned.len).and_then(|()| file.sync_all()).map_err(|e| self.error(e))?;
         }
         if self.plan.form == Form::Folder {
             sync_folder(&self.part);
