@@ -62,7 +62,7 @@ fn is_folder(path: &Path) -> Result<bool, Error> {
     Ok(meta.is_dir())
 }
 
-/// A file that stands for a whole checkpoint, by which `find_by_file` finds the rest.
+/// Finds the one checkpoint of a folder, by the file that stands for it.
 fn find_in_folder(folder: &Path) -> Result<Found, Error> {
     let listing = Listing::read(folder)?;
     let candidates = listing.candidates();
