@@ -1,6 +1,8 @@
 //! Bytes that a model takes in memory: weights, keys and values, and the buffers of a forward pass.
 
-use octet_checkpoint::{Checkpoint, ElementType, LayerTensor, Params, TensorName};
+use std::path::Path;
+
+use octet_checkpoint::{Checkpoint, ElementType, Error, LayerTensor, Params, TensorName};
 use octet_engine::OpenOptions;
 use octet_kernels::{KvPages, KvType};
 
@@ -10,6 +12,23 @@ use crate::format;
 pub const CONTEXT_TOKENS: usize = OpenOptions::DEFAULT_CONTEXT;
 /// The program itself, its tokenizer and the metadata of the files.
 const PROGRAM_BYTES: u64 = 24 << 20;
+
+/// The shape of the model at `path`, and its checkpoint unless only a `params.json` or `config.json` is given or there.
+///
+/// # Errors
+/// Neither is there, or what is there is no model that Octet runs.
+pub fn read(path: &Path) -> Result<(Params, Option<Checkpoint>), Error> {
+    let params = Params::read(path)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if name.ends_with(".json") && !name.ends_with(".index.json") {
+        return Ok((params, None));
+    }
+    match Checkpoint::open(path) {
+        Ok(checkpoint) => Ok((checkpoint.params().clone(), Some(checkpoint))),
+        Err(Error::NotFound { .. }) => Ok((params, None)),
+        Err(error) => Err(error),
+    }
+}
 
 /// What a model takes in memory once its context is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]

@@ -123,9 +123,9 @@ struct Machine {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let report = match Params::read(&args.model)? {
-        Some(params) => of_configuration(&args, &params),
-        None => of_checkpoint(&args, &Checkpoint::open(&args.model)?),
+    let report = match footprint::read(&args.model)? {
+        (params, None) => of_configuration(&args, &params),
+        (_, Some(checkpoint)) => of_checkpoint(&args, &checkpoint),
     };
     if args.json { stdout::print_json(&report) } else { stdout::print(&describe(&report)) }
 }

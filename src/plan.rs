@@ -93,13 +93,7 @@ struct Speed {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let (params, checkpoint) = match Params::read(&args.model)? {
-        Some(params) => (params, None),
-        None => {
-            let checkpoint = Checkpoint::open(&args.model)?;
-            (checkpoint.params().clone(), Some(checkpoint))
-        }
-    };
+    let (params, checkpoint) = footprint::read(&args.model)?;
     let stored = |name| checkpoint.as_ref().and_then(|c| c.find(name)).map_or(ElementType::BF16, |t| t.element_type());
     let element_type = |name| args.quantize.map_or_else(|| stored(name), |mix| mix.element_type(name, &params));
     let threads = args.threads.map_or_else(octet_kernels::cpu::available_threads, usize::from);
