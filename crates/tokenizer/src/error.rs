@@ -45,7 +45,7 @@ pub enum Error {
     /// Neither a template nor the vocabulary tells how to write a conversation.
     #[error(
         "{} has no chat template and its vocabulary belongs to no instruct format we know; \
-         name one with --format v1|v2|v3|chatml|raw, or give a template with --template FILE",
+         name one with --format v1|v2|v3|chatml, or give a template with --template FILE",
         path.display()
     )]
     NoChatFormat {
@@ -65,6 +65,9 @@ pub enum Error {
     /// The conversation holds something that the format cannot express.
     #[error("{0}")]
     Conversation(String),
+    /// A GGUF could not be read.
+    #[error(transparent)]
+    Checkpoint(#[from] octet_checkpoint::Error),
     /// A chat template failed, or was stopped.
     #[error("the chat template of {} {problem}", path.display())]
     Template {

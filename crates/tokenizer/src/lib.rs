@@ -5,17 +5,25 @@
 
 #![forbid(unsafe_code)]
 
-mod chat;
-mod decode;
 mod error;
-mod matcher;
-mod merge;
-mod open;
-mod protobuf;
-mod sentencepiece;
-mod sentencepiece_model;
 mod tokenizer;
 mod vocabulary;
+
+mod byte_level;
+mod decode;
+mod matcher;
+mod merge;
+mod sentencepiece;
+mod split;
+
+mod gguf;
+mod hugging_face;
+mod open;
+mod protobuf;
+mod sentencepiece_model;
+mod tokenizer_json;
+
+mod chat;
 
 pub use chat::{ChatFormat, Conversation, FunctionCall, Message, Prompt, Role, Tool, ToolCall, ToolFunction};
 pub use decode::DecodeStream;

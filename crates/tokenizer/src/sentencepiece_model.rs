@@ -4,10 +4,42 @@
 //! files never set differently (another algorithm, a normaliser, suffix spaces) are refused by name, because to
 //! ignore them would give wrong ids in silence.
 
-use crate::Error;
 use crate::protobuf::{Value, Writer, fields};
-use crate::vocabulary::{Token, TokenKind};
+use crate::sentencepiece::{SentencePiece, SpacePrefix, surface};
+use crate::tokenizer::{Algorithm, Parts, Ranking, Specials, Templates};
+use crate::vocabulary::{Token, TokenKind, Vocabulary};
+use crate::{Error, Tokenizer};
 use std::path::Path;
+use std::sync::Arc;
+
+/// What SentencePiece writes for text that it could not encode.
+pub(crate) const UNKNOWN_SURFACE: &str = " \u{2047} ";
+
+impl Tokenizer {
+    /// A tokenizer from the bytes of a `tokenizer.model`; `path` is only for messages.
+    pub fn from_sentencepiece_model(bytes: &[u8], path: &Path) -> Result<Self, Error> {
+        let model = read(bytes, path)?;
+        let vocabulary = Vocabulary::new(model.tokens, surface);
+        let prefix = if model.adds_space_prefix { SpacePrefix::Start } else { SpacePrefix::Never };
+        let encoder = SentencePiece::from_scores(&vocabulary, &model.scores, prefix, path)?;
+        let specials = Specials {
+            bos: vocabulary.control(&model.bos),
+            eos: vocabulary.control(&model.eos),
+            unknown: vocabulary.of_kind(TokenKind::Unknown).map(|(id, _)| id).next(),
+            adds_bos: true,
+            ..Specials::default()
+        };
+        let ranking = Ranking::Scores(model.scores);
+        let algorithm = Algorithm::SentencePiece { encoder, ranking, unknown_surface: model.unknown_surface };
+        Ok(Self::new(Parts {
+            path: path.to_owned(),
+            vocabulary: Arc::new(vocabulary),
+            algorithm: Arc::new(algorithm),
+            specials,
+            templates: Templates::default(),
+        }))
+    }
+}
 
 /// What a `tokenizer.model` says.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +63,7 @@ pub(crate) fn read(bytes: &[u8], path: &Path) -> Result<Model, Error> {
         adds_space_prefix: true,
         bos: "<s>".into(),
         eos: "</s>".into(),
-        unknown_surface: " \u{2047} ".into(),
+        unknown_surface: UNKNOWN_SURFACE.into(),
     };
     let mut reader = Reader { model: &mut model, path };
     reader.model(bytes)?;

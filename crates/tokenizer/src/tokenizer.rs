@@ -1,10 +1,11 @@
 //! The tokenizer that the rest of the program sees, whatever file it came from.
 
 use crate::Error;
+use crate::byte_level::ByteLevel;
 use crate::decode::Decoder;
-use crate::sentencepiece::{SentencePiece, SpacePrefix};
-use crate::sentencepiece_model;
-use crate::vocabulary::{SPACE_MARK, TokenKind, Vocabulary};
+use crate::matcher::Matcher;
+use crate::sentencepiece::{Place, SentencePiece, SpacePrefix};
+use crate::vocabulary::{TokenKind, Vocabulary};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,68 +16,96 @@ pub struct Tokenizer {
 }
 
 /// What a tokenizer is made of.
-#[derive(Debug)]
-pub(crate) struct Inner {
+#[derive(Debug, Clone)]
+pub(crate) struct Parts {
     /// Where it came from, for messages.
     pub(crate) path: PathBuf,
-    pub(crate) vocabulary: Vocabulary,
-    pub(crate) algorithm: Algorithm,
+    pub(crate) vocabulary: Arc<Vocabulary>,
+    pub(crate) algorithm: Arc<Algorithm>,
     pub(crate) specials: Specials,
+    pub(crate) templates: Templates,
+}
+
+#[derive(Debug)]
+struct Inner {
+    parts: Parts,
+    /// All control tokens, by their text.
+    controls: Matcher,
 }
 
 /// How text is cut into tokens.
 #[derive(Debug)]
 pub(crate) enum Algorithm {
     /// SentencePiece's BPE.
-    SentencePiece {
-        encoder: SentencePiece,
-        prefix: SpacePrefix,
-        /// By id; what the merges were ranked by.
-        scores: Vec<f32>,
-        unknown_surface: String,
-    },
+    SentencePiece { encoder: SentencePiece, ranking: Ranking, unknown_surface: String },
+    /// Byte-level BPE, with its merges in order.
+    ByteLevel { encoder: ByteLevel, merges: Vec<(u32, u32)> },
+}
+
+/// What a SentencePiece vocabulary's merges are ordered by; kept for writing it out again.
+#[derive(Debug)]
+pub(crate) enum Ranking {
+    /// By id.
+    Scores(Vec<f32>),
+    /// Pairs of ids, the best first.
+    Merges(Vec<(u32, u32)>),
 }
 
 /// The tokens with a role of their own.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Specials {
     pub(crate) bos: Option<u32>,
     pub(crate) eos: Option<u32>,
-    /// All tokens that end an answer, `eos` among them.
-    pub(crate) end_of_generation: Vec<u32>,
+    pub(crate) unknown: Option<u32>,
+    pub(crate) padding: Option<u32>,
+    /// Tokens that end an answer besides `eos`.
+    pub(crate) other_ends: Vec<u32>,
     pub(crate) adds_bos: bool,
 }
 
+/// The chat templates that came with a model.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Templates {
+    pub(crate) default: Option<String>,
+    /// Used instead where there are tools.
+    pub(crate) with_tools: Option<String>,
+}
+
+/// Names of tokens that end an answer wherever they are control tokens: models are published whose files name only
+/// one of two.
+const ENDS: [&str; 6] = ["<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>", "<|eom_id|>"];
+
 impl Tokenizer {
-    /// Opens the tokenizer of a checkpoint folder or of one file: `tokenizer.model` (`.v1`, `.v3`, …).
+    /// Opens the tokenizer of a checkpoint (folder, GGUF or one of its weight files), or a bare `tokenizer.model`
+    /// (`.v1`, `.v3`, …) or `tokenizer.json`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         crate::open::open(path.as_ref())
     }
 
-    /// A tokenizer from the bytes of a `tokenizer.model`; `path` is only for messages.
-    pub fn from_sentencepiece_model(bytes: &[u8], path: &Path) -> Result<Self, Error> {
-        let model = sentencepiece_model::read(bytes, path)?;
-        let vocabulary = Vocabulary::new(model.tokens, sentencepiece_surface);
-        let encoder = SentencePiece::from_scores(&vocabulary, &model.scores, path)?;
-        let prefix = if model.adds_space_prefix { SpacePrefix::Add } else { SpacePrefix::Omit };
-        let eos = vocabulary.control(&model.eos);
-        let specials = Specials {
-            bos: vocabulary.control(&model.bos),
-            eos,
-            end_of_generation: eos.into_iter().collect(),
-            adds_bos: true,
-        };
-        let algorithm =
-            Algorithm::SentencePiece { encoder, prefix, scores: model.scores, unknown_surface: model.unknown_surface };
-        Ok(Self::new(Inner { path: path.to_owned(), vocabulary, algorithm, specials }))
+    pub(crate) fn new(mut parts: Parts) -> Self {
+        let ends = ENDS.iter().filter_map(|name| parts.vocabulary.control(name));
+        parts.specials.other_ends.extend(ends);
+        let controls = Matcher::new(parts.vocabulary.steering());
+        Self { inner: Arc::new(Inner { parts, controls }) }
     }
 
-    pub(crate) fn new(inner: Inner) -> Self {
-        Self { inner: Arc::new(inner) }
+    /// The same tokenizer with other parts.
+    pub(crate) fn with(&self, change: impl FnOnce(&mut Parts)) -> Self {
+        let mut parts = self.inner.parts.clone();
+        change(&mut parts);
+        Self::new(parts)
     }
 
-    pub(crate) fn inner(&self) -> &Inner {
-        &self.inner
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.inner.parts
+    }
+
+    pub(crate) fn is_sentencepiece(&self) -> bool {
+        matches!(*self.parts().algorithm, Algorithm::SentencePiece { .. })
+    }
+
+    pub(crate) fn controls(&self) -> &Matcher {
+        &self.inner.controls
     }
 
     /// The ids of `text`, and of text only: control tokens typed in it stay text, and no BOS is added.
@@ -88,55 +117,94 @@ impl Tokenizer {
 
     /// Appends the ids of `text` to `ids`.
     pub fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
-        match &self.inner.algorithm {
-            Algorithm::SentencePiece { encoder, prefix, .. } => encoder.encode(text, *prefix, ids),
+        self.encode_part(text, Place::Start, Spaces::AsFile, ids);
+    }
+
+    /// The ids of a prompt that a program wrote: control tokens spelled out in it are taken as such. Never for text
+    /// that people typed.
+    pub fn encode_with_control(&self, prompt: &str) -> Vec<u32> {
+        let mut ids = Vec::new();
+        self.encode_parts(prompt, Spaces::AsFile, |part| part.into(), &mut ids);
+        ids
+    }
+
+    /// Cuts `prompt` at its control tokens and encodes the parts between, each after `clean`.
+    pub(crate) fn encode_parts<'t>(
+        &self,
+        prompt: &'t str,
+        spaces: Spaces,
+        clean: impl Fn(&'t str) -> std::borrow::Cow<'t, str>,
+        ids: &mut Vec<u32>,
+    ) {
+        let mut rest = prompt;
+        let mut place = Place::Start;
+        while let Some((start, end, id)) = self.controls().find(rest) {
+            self.encode_part(&clean(&rest[..start]), place, spaces, ids);
+            ids.push(id);
+            rest = &rest[end..];
+            place = Place::AfterToken;
+        }
+        self.encode_part(&clean(rest), place, spaces, ids);
+    }
+
+    fn encode_part(&self, part: &str, place: Place, spaces: Spaces, ids: &mut Vec<u32>) {
+        let Parts { algorithm, vocabulary, .. } = self.parts();
+        match &**algorithm {
+            Algorithm::SentencePiece { encoder, .. } => {
+                let prefix = match (spaces, encoder.prefix) {
+                    (Spaces::OneAtMost, SpacePrefix::Start | SpacePrefix::EachPart) => SpacePrefix::EachPartUnlessSpace,
+                    (_, prefix) => prefix,
+                };
+                encoder.encode(part, place, prefix, ids);
+            }
+            Algorithm::ByteLevel { encoder, .. } => encoder.encode(vocabulary, part, ids),
         }
     }
 
     /// The text of `ids`. Control tokens are no text; ids past the vocabulary neither.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut text = String::new();
-        let mut decoder = Decoder::at_start();
+        let mut decoder = Decoder::at_start(self);
         for &id in ids {
             decoder.push(self, id, &mut text);
         }
-        decoder.finish(self, &mut text);
+        decoder.finish(&mut text);
         text
     }
 
     /// The token's name as its vocabulary writes it: `▁Hello`, `<0x0A>`, `[INST]`; empty past the vocabulary.
     pub fn piece(&self, id: u32) -> &str {
-        self.inner.vocabulary.piece(id).unwrap_or_default()
+        self.parts().vocabulary.piece(id).unwrap_or_default()
     }
 
     /// The bytes that the token stands for in the middle of a text; none for control tokens.
     pub fn bytes(&self, id: u32) -> &[u8] {
-        self.inner.vocabulary.bytes(id)
+        self.parts().vocabulary.bytes(id)
     }
 
     /// What kind of token it is.
     pub fn kind(&self, id: u32) -> TokenKind {
-        self.inner.vocabulary.kind(id)
+        self.parts().vocabulary.kind(id)
     }
 
     /// How many tokens there are; ids are below it.
     pub fn vocab_size(&self) -> usize {
-        self.inner.vocabulary.len()
+        self.parts().vocabulary.len()
     }
 
     /// The token that every prompt begins with, if there is one.
     pub fn bos(&self) -> Option<u32> {
-        self.inner.specials.bos
+        self.parts().specials.bos
     }
 
     /// The token that ends an answer.
     pub fn eos(&self) -> Option<u32> {
-        self.inner.specials.eos
+        self.parts().specials.eos
     }
 
     /// Whether a bare prompt gets a BOS in front.
     pub fn adds_bos(&self) -> bool {
-        self.inner.specials.adds_bos && self.bos().is_some()
+        self.parts().specials.adds_bos && self.bos().is_some()
     }
 
     /// Whether it steers the model and is no text.
@@ -146,35 +214,36 @@ impl Tokenizer {
 
     /// Whether the model says with it that it has finished: EOS and its like (`<|im_end|>`, `<|eot_id|>`).
     pub fn is_end_of_generation(&self, id: u32) -> bool {
-        self.inner.specials.end_of_generation.contains(&id)
-    }
-
-    /// All tokens for which [`Self::is_end_of_generation`] holds.
-    pub fn end_of_generation(&self) -> &[u32] {
-        &self.inner.specials.end_of_generation
+        self.eos() == Some(id) || self.parts().specials.other_ends.contains(&id)
     }
 
     /// The id of the token with this name, of whatever kind.
     pub fn token_id(&self, piece: &str) -> Option<u32> {
-        self.inner.vocabulary.id(piece)
+        self.parts().vocabulary.id(piece)
     }
 
     /// The id of the control token with this name.
     pub fn control_id(&self, piece: &str) -> Option<u32> {
-        self.inner.vocabulary.control(piece)
+        self.parts().vocabulary.control(piece)
+    }
+
+    /// The chat template that came with the model.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.parts().templates.default.as_deref()
     }
 
     /// Where the tokenizer came from.
     pub fn path(&self) -> &Path {
-        &self.inner.path
+        &self.parts().path
     }
 }
 
-/// What a SentencePiece piece stands for: itself, with spaces for `▁`.
-pub(crate) fn sentencepiece_surface(piece: &str, bytes: &mut Vec<u8>) {
-    let mut buffer = [0; 4];
-    for character in piece.chars() {
-        let character = if character == SPACE_MARK { ' ' } else { character };
-        bytes.extend_from_slice(character.encode_utf8(&mut buffer).as_bytes());
-    }
+/// How the space in front of a part comes about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spaces {
+    /// As the vocabulary's file says.
+    AsFile,
+    /// A part that begins with a space gets no second one: published templates write `[INST] ` and `[INST]` for the
+    /// same tokens, because the programs they were written for disagree about this space.
+    OneAtMost,
 }

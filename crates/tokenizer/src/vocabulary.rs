@@ -40,16 +40,15 @@ pub(crate) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// A vocabulary whose token `i` is `tokens[i]`. `surface` appends the bytes that a normal token stands for.
+    /// A vocabulary whose token `i` is `tokens[i]`. `surface` appends the bytes that a token of text stands for.
     /// Where two tokens have one piece, the first keeps the name.
-    pub(crate) fn new(tokens: Vec<Token>, surface: impl Fn(&str, &mut Vec<u8>)) -> Self {
+    pub(crate) fn new(tokens: Vec<Token>, surface: impl Fn(&Token, &mut Vec<u8>)) -> Self {
         let mut bytes = Vec::new();
         let mut ends = Vec::with_capacity(tokens.len());
         let mut by_piece = HashMap::with_capacity(tokens.len());
         for (id, token) in (0u32..).zip(&tokens) {
             match token.kind {
-                TokenKind::Normal | TokenKind::Unused => surface(&token.piece, &mut bytes),
-                TokenKind::UserDefined => surface(&token.piece, &mut bytes),
+                TokenKind::Normal | TokenKind::Unused | TokenKind::UserDefined => surface(token, &mut bytes),
                 TokenKind::Byte(byte) => bytes.push(byte),
                 TokenKind::Unknown | TokenKind::Control => {}
             }
@@ -90,7 +89,25 @@ impl Vocabulary {
         self.id(piece).filter(|&id| self.kind(id) == TokenKind::Control)
     }
 
+    /// The id of `piece` if it is plain text.
+    pub(crate) fn normal(&self, piece: &str) -> Option<u32> {
+        self.id(piece).filter(|&id| self.kind(id) == TokenKind::Normal)
+    }
+
     pub(crate) fn tokens(&self) -> impl Iterator<Item = (u32, &Token)> {
         (0u32..).zip(&self.tokens)
+    }
+
+    /// The tokens that no text may become, as names to look for in what a template wrote.
+    pub(crate) fn steering(&self) -> impl Iterator<Item = (&str, u32)> {
+        let steers = |token: &Token| matches!(token.kind, TokenKind::Control | TokenKind::Unknown);
+        // A name of one byte could not be told from text that a user typed, see `chat::shield`.
+        let named = self.tokens().filter(move |(_, token)| steers(token) && token.piece.len() > 1);
+        named.map(|(id, token)| (token.piece.as_str(), id))
+    }
+
+    /// The tokens of one kind.
+    pub(crate) fn of_kind(&self, kind: TokenKind) -> impl Iterator<Item = (u32, &Token)> {
+        self.tokens().filter(move |(_, token)| token.kind == kind)
     }
 }

@@ -5,14 +5,54 @@
 use serde_json::Value;
 use std::fmt::Write;
 
-/// `value` in Python's notation.
+/// `value` in Python's notation, on one line.
 pub(crate) fn dumps(value: &Value) -> String {
     let mut text = String::new();
-    write_value(value, &mut text);
+    write_value(value, Layout::OneLine, &mut text);
     text
 }
 
-fn write_value(value: &Value, text: &mut String) {
+/// `json.dumps(value, ensure_ascii=False, indent=spaces)`.
+pub(crate) fn dumps_indented(value: &Value, spaces: usize) -> String {
+    let mut text = String::new();
+    write_value(value, Layout::Indented { spaces, depth: 0 }, &mut text);
+    text
+}
+
+#[derive(Clone, Copy)]
+enum Layout {
+    OneLine,
+    Indented { spaces: usize, depth: usize },
+}
+
+impl Layout {
+    fn deeper(self) -> Self {
+        match self {
+            Layout::OneLine => Layout::OneLine,
+            Layout::Indented { spaces, depth } => Layout::Indented { spaces, depth: depth + 1 },
+        }
+    }
+
+    /// What stands between an opening bracket and its first item, and before the closing bracket.
+    fn line_break(self, text: &mut String) {
+        if let Layout::Indented { spaces, depth } = self {
+            text.push('\n');
+            text.extend(std::iter::repeat_n(' ', spaces * depth));
+        }
+    }
+
+    fn separator(self, text: &mut String) {
+        match self {
+            Layout::OneLine => text.push_str(", "),
+            Layout::Indented { .. } => {
+                text.push(',');
+                self.line_break(text);
+            }
+        }
+    }
+}
+
+fn write_value(value: &Value, layout: Layout, text: &mut String) {
     match value {
         Value::Null => text.push_str("null"),
         Value::Bool(value) => text.push_str(if *value { "true" } else { "false" }),
@@ -21,25 +61,39 @@ fn write_value(value: &Value, text: &mut String) {
             _ => write!(text, "{number}").expect("a String takes all text"),
         },
         Value::String(string) => write_string(string, text),
-        Value::Array(items) => {
-            text.push('[');
-            for (i, item) in items.iter().enumerate() {
-                text.push_str(if i > 0 { ", " } else { "" });
-                write_value(item, text);
-            }
-            text.push(']');
-        }
-        Value::Object(entries) => {
-            text.push('{');
-            for (i, (key, item)) in entries.iter().enumerate() {
-                text.push_str(if i > 0 { ", " } else { "" });
-                write_string(key, text);
-                text.push_str(": ");
-                write_value(item, text);
-            }
-            text.push('}');
-        }
+        Value::Array(items) => write_items(['[', ']'], items, layout, text, |item, text| {
+            write_value(item, layout.deeper(), text);
+        }),
+        Value::Object(entries) => write_items(['{', '}'], entries, layout, text, |(key, item), text| {
+            write_string(key, text);
+            text.push_str(": ");
+            write_value(item, layout.deeper(), text);
+        }),
     }
+}
+
+fn write_items<I: IntoIterator>(
+    [open, close]: [char; 2],
+    items: I,
+    layout: Layout,
+    text: &mut String,
+    mut write: impl FnMut(I::Item, &mut String),
+) {
+    text.push(open);
+    let mut is_empty = true;
+    for item in items {
+        if is_empty {
+            layout.deeper().line_break(text);
+        } else {
+            layout.deeper().separator(text);
+        }
+        is_empty = false;
+        write(item, text);
+    }
+    if !is_empty {
+        layout.line_break(text);
+    }
+    text.push(close);
 }
 
 fn write_string(string: &str, text: &mut String) {
@@ -93,5 +147,8 @@ mod tests {
         for (input, expected) in cases {
             assert_eq!(dumps(&serde_json::from_str(input).unwrap()), expected);
         }
+        let nested = serde_json::json!({"a": [1, {"b": []}], "c": {}});
+        let expected = "{\n  \"a\": [\n    1,\n    {\n      \"b\": []\n    }\n  ],\n  \"c\": {}\n}";
+        assert_eq!(dumps_indented(&nested, 2), expected);
     }
 }
