@@ -7,9 +7,10 @@ use crate::merge::MergeTable;
 use crate::sentencepiece::{self, SentencePiece, SpacePrefix};
 use crate::sentencepiece_model::token_kind;
 use crate::split::Splitter;
-use crate::tokenizer::{Algorithm, Parts, Ranking, Specials, Templates};
+use crate::ranking::Ranking;
+use crate::tokenizer::{Algorithm, Parts, Specials, Templates};
 use crate::vocabulary::{Token, TokenKind, Vocabulary};
-use octet_checkpoint::gguf::{Metadata, Value};
+use octet_checkpoint::gguf::Metadata;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -51,6 +52,13 @@ const PRES: &[Pre] = &[
 
 const fn pre(name: &'static str, splitter: Splitter, whole_words: WholeWords) -> Pre {
     Pre { name, splitter, whole_words }
+}
+
+/// The `pre` to write for a way to cut words; where none does the same to whole words, one that cuts alike.
+pub(crate) fn pre_name(splitter: Splitter, whole_words: WholeWords) -> &'static str {
+    let mut alike = PRES.iter().filter(|pre| pre.splitter == splitter);
+    let first = alike.clone().next().expect("every splitter has a name");
+    alike.find(|pre| pre.whole_words == whole_words).unwrap_or(first).name
 }
 
 impl Tokenizer {

@@ -13,6 +13,7 @@ mod byte_level;
 mod decode;
 mod matcher;
 mod merge;
+mod ranking;
 mod sentencepiece;
 mod split;
 
@@ -22,6 +23,8 @@ mod open;
 mod protobuf;
 mod sentencepiece_model;
 mod tokenizer_json;
+mod write_gguf;
+mod write_json;
 
 mod chat;
 

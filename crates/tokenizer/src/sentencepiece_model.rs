@@ -6,7 +6,8 @@
 
 use crate::protobuf::{Value, Writer, fields};
 use crate::sentencepiece::{SentencePiece, SpacePrefix, surface};
-use crate::tokenizer::{Algorithm, Parts, Ranking, Specials, Templates};
+use crate::ranking::Ranking;
+use crate::tokenizer::{Algorithm, Parts, Specials, Templates};
 use crate::vocabulary::{Token, TokenKind, Vocabulary};
 use crate::{Error, Tokenizer};
 use std::path::Path;
@@ -200,30 +201,45 @@ pub(crate) fn byte_of(piece: &str) -> Option<u8> {
     is_two_digits.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
-/// Writes a `tokenizer.model` that SentencePiece reads.
-pub(crate) fn write(model: &Model) -> Vec<u8> {
-    let mut file = Writer::default();
-    for (token, &score) in model.tokens.iter().zip(&model.scores) {
-        let mut piece = Writer::default();
-        piece.bytes(1, token.piece.as_bytes());
-        piece.float(2, score);
-        piece.varint(3, kind_number(token.kind));
-        file.bytes(1, &piece.finish());
+impl Tokenizer {
+    /// This tokenizer as a `tokenizer.model` that SentencePiece reads; `None` for byte-level BPE, which that format
+    /// cannot express.
+    pub fn to_sentencepiece_model(&self) -> Option<Vec<u8>> {
+        let Algorithm::SentencePiece { encoder, ranking, .. } = &*self.parts().algorithm else { return None };
+        let vocabulary = &self.parts().vocabulary;
+        let mut file = Writer::default();
+        for ((id, token), score) in vocabulary.tokens().zip(ranking.scores(vocabulary)) {
+            let mut piece = Writer::default();
+            piece.bytes(1, vocabulary.exported_piece(id).as_bytes());
+            piece.float(2, score);
+            piece.varint(3, kind_number(token.kind));
+            file.bytes(1, &piece.finish());
+        }
+        file.bytes(2, &self.trainer_spec());
+        let mut normalizer = Writer::default();
+        normalizer.bytes(1, b"identity");
+        normalizer.varint(3, u64::from(encoder.prefix != SpacePrefix::Never));
+        normalizer.varint(4, 0);
+        normalizer.varint(5, 1);
+        file.bytes(3, &normalizer.finish());
+        Some(file.finish())
     }
-    let has_bytes = model.tokens.iter().any(|token| matches!(token.kind, TokenKind::Byte(_)));
-    let mut trainer = Writer::default();
-    trainer.varint(3, BPE);
-    trainer.varint(4, model.tokens.len() as u64);
-    trainer.varint(35, u64::from(has_bytes));
-    trainer.bytes(44, model.unknown_surface.as_bytes());
-    trainer.bytes(46, model.bos.as_bytes());
-    trainer.bytes(47, model.eos.as_bytes());
-    file.bytes(2, &trainer.finish());
-    let mut normalizer = Writer::default();
-    normalizer.bytes(1, b"identity");
-    normalizer.varint(3, u64::from(model.adds_space_prefix));
-    normalizer.varint(4, 0);
-    normalizer.varint(5, 1);
-    file.bytes(3, &normalizer.finish());
-    file.finish()
+
+    fn trainer_spec(&self) -> Vec<u8> {
+        let Parts { vocabulary, specials, .. } = self.parts();
+        let has_bytes = vocabulary.tokens().any(|(_, token)| matches!(token.kind, TokenKind::Byte(_)));
+        let mut trainer = Writer::default();
+        trainer.varint(3, BPE);
+        trainer.varint(4, vocabulary.len() as u64);
+        trainer.varint(35, u64::from(has_bytes));
+        let names = [(40, 45, specials.unknown), (41, 46, specials.bos), (42, 47, specials.eos)];
+        for (id_field, name_field, id) in names {
+            if let Some(id) = id {
+                trainer.varint(id_field, u64::from(id));
+                trainer.bytes(name_field, self.piece(id).as_bytes());
+            }
+        }
+        trainer.bytes(44, UNKNOWN_SURFACE.as_bytes());
+        trainer.finish()
+    }
 }

@@ -38,32 +38,32 @@ impl Splitter {
         }
     }
 
-    /// The splitter of this regular expression, as `tokenizer.json` files write it.
-    pub(crate) fn of_pattern(pattern: &str) -> Option<Self> {
-        PATTERNS.iter().find(|(_, known)| *known == pattern).map(|(splitter, _)| *splitter)
+    /// The splitter of these regular expressions, one applied after the other, as `tokenizer.json` files write them.
+    pub(crate) fn of_patterns(patterns: &[&str]) -> Option<Self> {
+        use Splitter::*;
+        [Gpt2, Llama3, Qwen2, Tekken, Default].into_iter().find(|splitter| splitter.patterns() == patterns)
     }
 
-    /// The regular expression, for those splitters that are one.
-    pub(crate) fn pattern(self) -> Option<&'static str> {
-        PATTERNS.iter().find(|(splitter, _)| *splitter == self).map(|(_, pattern)| *pattern)
+    /// The regular expressions that cut as this splitter does.
+    pub(crate) fn patterns(self) -> &'static [&'static str] {
+        match self {
+            Splitter::Gpt2 => &[GPT2_PATTERN],
+            Splitter::Smollm => &[r"\p{N}", GPT2_PATTERN],
+            Splitter::Llama3 => &[
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            ],
+            Splitter::Qwen2 => &[
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            ],
+            Splitter::Tekken => &[
+                r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            ],
+            Splitter::Default => &[r"[\p{P}\$\+<=>\^~\|]+", GPT2_PATTERN, r"\p{N}+", "[0-9][0-9][0-9]"],
+        }
     }
 }
 
-const PATTERNS: &[(Splitter, &str)] = &[
-    (Splitter::Gpt2, r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
-    (
-        Splitter::Llama3,
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
-    (
-        Splitter::Qwen2,
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
-    (
-        Splitter::Tekken,
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
-];
+const GPT2_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// One alternative of an expression.
 #[derive(Debug, Clone, Copy)]

@@ -4,6 +4,7 @@ use crate::Error;
 use crate::byte_level::ByteLevel;
 use crate::decode::Decoder;
 use crate::matcher::Matcher;
+use crate::ranking::Ranking;
 use crate::sentencepiece::{Place, SentencePiece, SpacePrefix};
 use crate::vocabulary::{TokenKind, Vocabulary};
 use std::path::{Path, PathBuf};
@@ -40,15 +41,6 @@ pub(crate) enum Algorithm {
     SentencePiece { encoder: SentencePiece, ranking: Ranking, unknown_surface: String },
     /// Byte-level BPE, with its merges in order.
     ByteLevel { encoder: ByteLevel, merges: Vec<(u32, u32)> },
-}
-
-/// What a SentencePiece vocabulary's merges are ordered by; kept for writing it out again.
-#[derive(Debug)]
-pub(crate) enum Ranking {
-    /// By id.
-    Scores(Vec<f32>),
-    /// Pairs of ids, the best first.
-    Merges(Vec<(u32, u32)>),
 }
 
 /// The tokens with a role of their own.
@@ -94,6 +86,12 @@ impl Tokenizer {
         let mut parts = self.inner.parts.clone();
         change(&mut parts);
         Self::new(parts)
+    }
+
+    /// The same tokenizer with at least `vocab_size` tokens: models whose matrices have more rows than there are tokens
+    /// need unused ones to fill the rest.
+    pub fn padded_to(&self, vocab_size: usize) -> Self {
+        self.with(|parts| parts.vocabulary = Arc::new(parts.vocabulary.padded_to(vocab_size)))
     }
 
     pub(crate) fn parts(&self) -> &Parts {

@@ -17,7 +17,8 @@ use crate::merge::MergeTable;
 use crate::sentencepiece::{self, Cuts, SentencePiece, SpacePrefix};
 use crate::sentencepiece_model::byte_of;
 use crate::split::Splitter;
-use crate::tokenizer::{Algorithm, Parts, Ranking, Specials, Templates};
+use crate::ranking::Ranking;
+use crate::tokenizer::{Algorithm, Parts, Specials, Templates};
 use crate::vocabulary::{SPACE_MARK, Token, TokenKind, Vocabulary};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -256,7 +257,7 @@ impl Reader<'_> {
         let splitter = match (pre_tokenizers, uses_gpt2) {
             ([_], true) => Splitter::Gpt2,
             ([digits, _], true) if name(digits) == "Digits" && digits["individual_digits"] == true => Splitter::Smollm,
-            ([split, _], false) if name(split) == "Split" => self.split(split)?,
+            ([splits @ .., _], false) => self.splitter(splits)?,
             ([first, ..], _) => return Err(self.unsupported(format!("pre_tokenizer {} before ByteLevel", name(first)))),
             ([], _) => unreachable!("the caller found ByteLevel"),
         };
@@ -268,13 +269,17 @@ impl Reader<'_> {
         })
     }
 
-    fn split(&self, split: &Value) -> Result<Splitter, Error> {
-        let pattern = split["pattern"]["Regex"].as_str().unwrap_or_default();
-        let is_isolated = split["behavior"] == "Isolated" && split["invert"] != true;
-        match Splitter::of_pattern(pattern) {
-            Some(splitter) if is_isolated => Ok(splitter),
-            _ => Err(self.unsupported(format!("pre_tokenizer Split with pattern {}", split["pattern"]))),
+    fn splitter(&self, splits: &[&Value]) -> Result<Splitter, Error> {
+        let mut patterns = Vec::new();
+        for split in splits {
+            let is_isolated = split["behavior"] == "Isolated" && split["invert"] != true;
+            match split["pattern"]["Regex"].as_str() {
+                Some(pattern) if name(split) == "Split" && is_isolated => patterns.push(pattern),
+                _ => return Err(self.unsupported(format!("pre_tokenizer {split}"))),
+            }
         }
+        let unknown = || self.unsupported(format!("pre_tokenizer Split with pattern {patterns:?}"));
+        Splitter::of_patterns(&patterns).ok_or_else(unknown)
     }
 
     fn check_decoder(&self, decoder: Option<&Value>) -> Result<(), Error> {

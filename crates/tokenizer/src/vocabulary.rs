@@ -1,5 +1,6 @@
 //! The list of tokens: what each is called, what bytes it stands for, and of what kind it is.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// How SentencePiece writes a space inside a piece: U+2581, "lower one eighth block".
@@ -30,7 +31,7 @@ pub(crate) struct Token {
 }
 
 /// All tokens of a model, by id.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Vocabulary {
     tokens: Vec<Token>,
     /// The decoded bytes of all tokens, one after the other; token `i` is `bytes[ends[i - 1]..ends[i]]`.
@@ -56,6 +57,22 @@ impl Vocabulary {
             by_piece.entry(token.piece.as_str().into()).or_insert(id);
         }
         Self { tokens, bytes, ends, by_piece }
+    }
+
+    /// The same vocabulary with unused tokens up to `size`.
+    pub(crate) fn padded_to(&self, size: usize) -> Self {
+        let mut padded = self.clone();
+        for _ in self.len()..size {
+            padded.tokens.push(Token { piece: String::new(), kind: TokenKind::Unused });
+            padded.ends.push(padded.bytes.len());
+        }
+        padded
+    }
+
+    /// The token's name for files in which every token needs one of its own: holes are called `[PAD7]`.
+    pub(crate) fn exported_piece(&self, id: u32) -> Cow<'_, str> {
+        let piece = self.piece(id).unwrap_or_default();
+        if self.id(piece) == Some(id) && !piece.is_empty() { piece.into() } else { format!("[PAD{id}]").into() }
     }
 
     pub(crate) fn len(&self) -> usize {
