@@ -9,13 +9,13 @@ pub enum Error {
     /// The key-value cache cannot be made.
     #[error(transparent)]
     Kernels(#[from] octet_kernels::Error),
-    /// A tensor that the asked type cannot hold.
-    #[error("{tensor} cannot be quantized: {error}")]
-    Quantize {
+    /// A tensor that cannot be quantized.
+    #[error("{tensor} holds {value}, which no quantized type can: `octet verify` tells what else is broken")]
+    NotFinite {
         /// Its name in the file.
         tensor: String,
-        /// Why not.
-        error: octet_kernels::Error,
+        /// Infinity or NaN.
+        value: f32,
     },
     /// The configuration describes no model that we can run.
     #[error("{0}")]

@@ -115,14 +115,15 @@ impl Loader<'_, '_> {
             let row_bytes = out.len() / rows.len().max(1);
             let values = floats(tensor, rows);
             for (values, out) in values.chunks_exact(tensor.cols()).zip(out.chunks_exact_mut(row_bytes.max(1))) {
-                if let Err(error) = quantize_row(to, values, None, out) {
-                    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+                    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(*value);
                 }
+                quantize_row(to, values, None, out);
             }
         };
         let packed = PackedMatrix::pack(self.pool, to, tensor.rows(), tensor.cols(), &read);
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(Error::Quantize { tensor: tensor.stored_name().to_string(), error }),
+            Some(value) => Err(Error::NotFinite { tensor: tensor.stored_name().to_string(), value }),
             None => Ok(packed),
         }
     }
