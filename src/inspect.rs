@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use octet_checkpoint::mix::{self, Mix};
-use octet_checkpoint::{Checkpoint, ElementType, Params, StoredType, TensorName};
+use octet_checkpoint::{Checkpoint, ElementType, Params, TensorName};
 use octet_kernels::KvType;
 use serde::Serialize;
 
@@ -141,7 +141,7 @@ fn of_checkpoint(args: &Args, checkpoint: &Checkpoint) -> Report {
     report.layout = Some(checkpoint.layout().name());
     let size = |path: &PathBuf| FileSize { path: path.clone(), bytes: path.metadata().map_or(0, |m| m.len()) };
     report.files = checkpoint.files().iter().map(size).collect();
-    report.name = checkpoint.gguf().and_then(|keys| keys.string("general.name")).map(str::to_owned);
+    report.name = checkpoint.gguf().and_then(|keys| keys.str("general.name")).map(str::to_owned);
     for (_, tensor) in checkpoint.stored() {
         let total = report.types.entry(tensor.element_type.to_string()).or_default();
         total.tensors += 1;
