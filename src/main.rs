@@ -29,7 +29,6 @@ mod recode;
 mod render;
 mod sampling_options;
 mod stdout;
-mod synth;
 mod tokenizer_files;
 mod tokenize;
 mod upcycle;
@@ -71,9 +70,6 @@ enum Command {
     Logits(logits::Args),
     /// Measure prompt processing and generation
     Bench(bench::Args),
-    /// Write a GGUF of exact shapes with random weights, to measure speed on
-    #[command(hide = true)]
-    Synth(synth::Args),
 }
 
 fn main() -> ExitCode {
@@ -94,7 +90,6 @@ fn main() -> ExitCode {
         Command::Render(args) => render::run(args),
         Command::Logits(args) => logits::run(args),
         Command::Bench(args) => bench::run(args),
-        Command::Synth(args) => synth::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
