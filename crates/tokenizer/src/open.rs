@@ -11,7 +11,7 @@
 //! conversions differ from it in runs of spaces and after control tokens.
 
 use crate::hugging_face::{complete, read_bounded};
-use crate::{Error, Tokenizer, tokenizer_json};
+use crate::{Error, Tokenizer};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -31,7 +31,7 @@ pub(crate) fn open(path: &Path) -> Result<Tokenizer, Error> {
     } else if belongs_to_folder(name) {
         open_folder(&folder_of(path))
     } else if name.ends_with(".json") {
-        tokenizer_json::read(&read_bounded(path, LARGEST_TOKENIZER_BYTES)?, path)
+        Tokenizer::from_tokenizer_json(&read_bounded(path, LARGEST_TOKENIZER_BYTES)?, path)
     } else {
         // Whatever it is called: SentencePiece's reader says what is wrong with it if it is something else.
         Tokenizer::from_sentencepiece_model(&read_bounded(path, LARGEST_TOKENIZER_BYTES)?, path)
@@ -73,7 +73,7 @@ fn newest_model(folder: &Path) -> Result<Option<PathBuf>, Error> {
 
 /// The files of `folder`, sorted by name.
 fn files_of(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    let io = |source| Error::Io { path: folder.to_owned(), source };
+    let io = |cause| Error::Io { path: folder.to_owned(), cause };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(io)? {
         files.push(entry.map_err(io)?.path());
@@ -95,7 +95,7 @@ fn open_gguf_in(folder: &Path) -> Result<Tokenizer, Error> {
 }
 
 fn has_gguf_magic(path: &Path) -> Result<bool, Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
+    let io = |cause| Error::Io { path: path.to_owned(), cause };
     let mut magic = Vec::new();
     std::fs::File::open(path).map_err(io)?.take(4).read_to_end(&mut magic).map_err(io)?;
     Ok(magic == b"GGUF")

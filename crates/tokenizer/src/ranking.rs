@@ -1,7 +1,7 @@
 //! Scores and merge lists: two ways to say in which order pieces are joined, and how one becomes the other.
 
-use crate::sentencepiece::symbol_of;
 use crate::merge::OUTSIDE;
+use crate::sentencepiece::symbol_of;
 use crate::vocabulary::{TokenKind, Vocabulary};
 
 /// What a SentencePiece vocabulary's merges are ordered by; kept for writing it out again.

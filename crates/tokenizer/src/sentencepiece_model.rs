@@ -5,8 +5,8 @@
 //! ignore them would give wrong ids in silence.
 
 use crate::protobuf::{Value, Writer, fields};
-use crate::sentencepiece::{SentencePiece, SpacePrefix, surface};
 use crate::ranking::Ranking;
+use crate::sentencepiece::{SentencePiece, SpacePrefix, surface};
 use crate::tokenizer::{Algorithm, Parts, Specials, Templates};
 use crate::vocabulary::{Token, TokenKind, Vocabulary};
 use crate::{Error, Tokenizer};

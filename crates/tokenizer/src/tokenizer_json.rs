@@ -14,10 +14,10 @@ use crate::Error;
 use crate::Tokenizer;
 use crate::byte_level::{self, ByteLevel, LeadingSpace, Options, WholeWords};
 use crate::merge::MergeTable;
+use crate::ranking::Ranking;
 use crate::sentencepiece::{self, Cuts, SentencePiece, SpacePrefix};
 use crate::sentencepiece_model::byte_of;
 use crate::split::Splitter;
-use crate::ranking::Ranking;
 use crate::tokenizer::{Algorithm, Parts, Specials, Templates};
 use crate::vocabulary::{SPACE_MARK, Token, TokenKind, Vocabulary};
 use serde::Deserialize;
@@ -123,8 +123,14 @@ impl<'de> Deserialize<'de> for Vocab {
     }
 }
 
-/// Reads the bytes of a `tokenizer.json`; `path` is for messages.
-pub(crate) fn read(bytes: &[u8], path: &Path) -> Result<Tokenizer, Error> {
+impl Tokenizer {
+    /// A tokenizer from the bytes of a `tokenizer.json`; `path` is only for messages.
+    pub fn from_tokenizer_json(bytes: &[u8], path: &Path) -> Result<Self, Error> {
+        read(bytes, path)
+    }
+}
+
+fn read(bytes: &[u8], path: &Path) -> Result<Tokenizer, Error> {
     let file: File = serde_json::from_slice(bytes)
         .map_err(|error| Error::malformed(path, format!("not a tokenizer.json: {error}")))?;
     let reader = Reader { path };

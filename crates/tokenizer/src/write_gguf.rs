@@ -41,7 +41,10 @@ impl Tokenizer {
         }
         keys.add("add_bos_token", Value::Bool(self.adds_bos()));
         keys.add("add_eos_token", Value::Bool(false));
-        let named = [("tokenizer.chat_template", &templates.default), ("tokenizer.chat_template.tool_use", &templates.with_tools)];
+        let named = [
+            ("tokenizer.chat_template", &templates.default),
+            ("tokenizer.chat_template.tool_use", &templates.with_tools),
+        ];
         for (key, template) in named {
             keys.0.extend(template.clone().map(|template| (key.to_owned(), Value::String(template))));
         }

@@ -38,7 +38,8 @@ impl Tokenizer {
         let Some(id) = self.bos().filter(|_| self.adds_bos()) else { return Value::Null };
         let bos = self.piece(id);
         let special = json!({"SpecialToken": {"id": bos, "type_id": 0}});
-        let (first, second) = (json!({"Sequence": {"id": "A", "type_id": 0}}), json!({"Sequence": {"id": "B", "type_id": 1}}));
+        let (first, second) =
+            (json!({"Sequence": {"id": "A", "type_id": 0}}), json!({"Sequence": {"id": "B", "type_id": 1}}));
         json!({
             "type": "TemplateProcessing",
             "single": [special, first],
@@ -59,8 +60,7 @@ fn sentencepiece(prefix: SpacePrefix, model: Value) -> Pipeline {
     let prepend = json!({"type": "Prepend", "prepend": "▁"});
     let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
     let sequence = |steps: &[&Value]| json!({"type": "Sequence", "normalizers": steps});
-    let metaspace =
-        |scheme| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
+    let metaspace = |scheme| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
     let (normalizer, pre_tokenizer) = match prefix {
         SpacePrefix::Start | SpacePrefix::EachPart => (sequence(&[&prepend, &replace]), Value::Null),
         SpacePrefix::StartUnlessSpace => (Value::Null, metaspace("first")),
@@ -80,9 +80,7 @@ fn sentencepiece(prefix: SpacePrefix, model: Value) -> Pipeline {
 
 fn byte_level(encoder: &ByteLevel, mut model: Value) -> Pipeline {
     let ensures_space = encoder.leading_space == LeadingSpace::Ensure;
-    let byte_level = |uses_regex: bool| {
-        json!({"type": "ByteLevel", "add_prefix_space": ensures_space, "trim_offsets": true, "use_regex": uses_regex})
-    };
+    let byte_level = |uses_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": ensures_space, "trim_offsets": true, "use_regex": uses_regex});
     let pre_tokenizer = match encoder.splitter {
         Splitter::Gpt2 => byte_level(true),
         Splitter::Smollm => {
@@ -90,9 +88,7 @@ fn byte_level(encoder: &ByteLevel, mut model: Value) -> Pipeline {
             json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]})
         }
         other => {
-            let split = |pattern: &&str| {
-                json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
-            };
+            let split = |pattern: &&str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
             let splits: Vec<Value> = other.patterns().iter().map(split).chain([byte_level(false)]).collect();
             json!({"type": "Sequence", "pretokenizers": splits})
         }

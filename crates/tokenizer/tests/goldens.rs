@@ -1,10 +1,14 @@
-//! What the reference tokenizers say, byte for byte: sentencepiece on Mistral's own models, mistral-common on whole
-//! conversations. The models come out of the `mistral-common` Python package, see `tests/fetch_tokenizers`.
+//! What the reference tokenizers say, id for id: sentencepiece on Mistral's own models and mistral-common on whole
+//! conversations, from every form in which a vocabulary comes.
 
-use octet_tokenizer::{ChatFormat, Conversation, Tokenizer};
+mod reference;
+
+use octet_checkpoint::write::{Existing, Job, gguf};
+use octet_tokenizer::{ChatFormat, DecodeStream, Tokenizer};
+use reference::{InstructRow, V1, V2, V3, data, fetched, fixtures, open, read};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 
 #[derive(Deserialize)]
 struct Goldens {
@@ -20,59 +24,152 @@ struct TextRow {
     decoded: String,
 }
 
-#[derive(Deserialize)]
-struct InstructRow {
-    #[serde(flatten)]
-    conversation: Conversation,
-    ids: Vec<u32>,
-    text: String,
-}
-
 fn goldens() -> Goldens {
-    let folder = std::env::var_os("OCTET_FIXTURES").map_or_else(|| root().join("tests/fixtures"), PathBuf::from);
-    let path = folder.join("tokenizer-goldens.json");
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    serde_json::from_str(&text).unwrap()
+    read(fixtures("tokenizer-goldens.json"))
 }
 
-fn root() -> PathBuf {
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../..").into()
-}
-
-/// A real file of Mistral's.
-fn model(name: &str) -> PathBuf {
-    let cache = root().join("tests/cache/mistral-common");
-    let path = std::env::var_os("OCTET_TOKENIZERS").map_or(cache, PathBuf::from).join(name);
-    assert!(path.is_file(), "{} is missing: run tests/fetch_tokenizers first", path.display());
-    path
+/// Every golden string encodes and decodes as the reference does, at once and token by token.
+fn assert_goldens(tokenizer: &Tokenizer, rows: &[TextRow]) {
+    assert!(rows.len() > 200, "too few strings");
+    for row in rows {
+        assert_eq!(tokenizer.encode(&row.text), row.ids, "{:?}", row.text);
+        let pieces: Vec<_> = row.ids.iter().map(|&id| tokenizer.piece(id)).collect();
+        assert_eq!(pieces, row.pieces, "{:?}", row.text);
+        assert_eq!(tokenizer.decode(&row.ids), row.decoded, "{:?}", row.text);
+        let mut stream = DecodeStream::new(tokenizer);
+        let mut streamed: String = row.ids.iter().map(|&id| stream.push(id)).collect();
+        streamed += &stream.finish();
+        assert_eq!(streamed, row.decoded, "{:?}", row.text);
+    }
 }
 
 #[test]
-fn sentencepiece_models_give_the_reference_ids() {
+fn sentencepiece_models() {
     for (name, rows) in goldens().sentencepiece {
-        let tokenizer = Tokenizer::open(model(&name)).unwrap();
-        assert!(rows.len() > 200, "{name} has too few strings");
-        for row in rows {
-            assert_eq!(tokenizer.encode(&row.text), row.ids, "{name}: {:?}", row.text);
-            let pieces: Vec<_> = row.ids.iter().map(|&id| tokenizer.piece(id)).collect();
-            assert_eq!(pieces, row.pieces, "{name}: {:?}", row.text);
-            assert_eq!(tokenizer.decode(&row.ids), row.decoded, "{name}: {:?}", row.text);
-        }
+        assert_goldens(&open(&name), &rows);
     }
 }
 
 #[test]
-fn instruct_formats_give_the_reference_ids() {
+fn tokenizer_json() {
+    for (name, rows) in goldens().sentencepiece {
+        let version = if name == V1 { "v1" } else { "v3" };
+        assert_goldens(&open(&format!("tokenizer.{version}.json")), &rows);
+    }
+}
+
+#[test]
+fn gguf_vocabulary() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, rows) in goldens().sentencepiece {
+        let original = open(&name);
+        let path = folder.path().join(format!("{name}.gguf"));
+        write_gguf(&original, &path);
+        let reread = Tokenizer::open(&path).unwrap();
+        assert_goldens(&reread, &rows);
+        assert_eq!((reread.bos(), reread.eos(), reread.adds_bos()), (Some(1), Some(2), true));
+    }
+}
+
+fn write_gguf(tokenizer: &Tokenizer, path: &Path) {
+    let job = Job { out: path.into(), existing: Existing::Refuse, threads: 1, made_from: Vec::new() };
+    job.run(&gguf::plan(&tokenizer.to_gguf(), Vec::new()), &mut |_| {}).unwrap();
+}
+
+#[test]
+fn what_we_write_reads_back() {
+    for (name, rows) in goldens().sentencepiece {
+        let original = open(&name);
+        let model = original.to_sentencepiece_model().unwrap();
+        assert_goldens(&Tokenizer::from_sentencepiece_model(&model, Path::new("written.model")).unwrap(), &rows);
+        let json = original.to_tokenizer_json();
+        let from_json = Tokenizer::from_tokenizer_json(json.as_bytes(), Path::new("written.json")).unwrap();
+        assert_goldens(&from_json, &rows);
+        // Scores that were merges in between lead to the same ids.
+        let again = from_json.to_sentencepiece_model().unwrap();
+        assert_goldens(&Tokenizer::from_sentencepiece_model(&again, Path::new("again.model")).unwrap(), &rows);
+    }
+}
+
+#[test]
+fn instruct_formats() {
     for (version, rows) in goldens().instruct {
-        let name = if version == "v1" { "tokenizer.model.v1" } else { "mistral_instruct_tokenizer_240323.model.v3" };
-        let tokenizer = Tokenizer::open(model(name)).unwrap();
-        let format = ChatFormat::for_tokenizer(&tokenizer).unwrap();
-        assert_eq!(format.name(), version);
-        assert!(rows.len() >= 12, "{version} has too few conversations");
-        for row in rows {
-            let prompt = format.render(&row.conversation).unwrap();
-            assert_eq!(prompt.ids, row.ids, "{version}: {:?}", row.text);
-            assert_eq!(prompt.text, row.text);
+        let tokenizer = open(if version == "v1" { V1 } else { V3 });
+        assert_conversations(&tokenizer, &version, &rows);
+    }
+}
+
+#[test]
+fn instruct_formats_fold_as_the_reference_does() {
+    let rows: BTreeMap<String, Vec<InstructRow>> = read(data("instruct.json"));
+    for (version, file) in [("v1", V1), ("v2", V2), ("v3", V3)] {
+        assert_conversations(&open(file), version, &rows[version]);
+    }
+}
+
+fn assert_conversations(tokenizer: &Tokenizer, version: &str, rows: &[InstructRow]) {
+    let format = ChatFormat::for_tokenizer(tokenizer).unwrap();
+    assert_eq!(format.name(), version);
+    assert!(rows.len() >= 12, "{version} has too few conversations");
+    for row in rows {
+        let prompt = format.render(&row.conversation).unwrap();
+        assert_eq!(prompt.text, row.text, "{version}");
+        assert_eq!(prompt.ids, row.ids, "{version}: {}", row.text);
+    }
+}
+
+/// tokenizers' answers where control tokens in the text are meant as such: around them the files differ.
+#[test]
+fn control_tokens_in_text() {
+    #[derive(Deserialize)]
+    struct Control {
+        texts: Vec<String>,
+        ids: BTreeMap<String, Vec<Vec<u32>>>,
+    }
+    let control: Control = read(data("control.json"));
+    assert_eq!(control.ids.len(), 4);
+    for (name, ids) in control.ids {
+        let tokenizer = open(&name);
+        for (text, ids) in control.texts.iter().zip(ids) {
+            assert_eq!(tokenizer.encode_with_control(text), ids, "{name}: {text:?}");
         }
     }
+}
+
+/// A folder as Hugging Face has it: the SentencePiece model goes before an equal tokenizer.json, and the small files
+/// count.
+#[test]
+fn a_folder_of_hugging_face() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, content: &[u8]| std::fs::write(folder.path().join(name), content).unwrap();
+    put("tokenizer.json", &std::fs::read(fetched("metaspace.v1.json")).unwrap());
+    put(
+        "tokenizer_config.json",
+        br#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "unk_token": null,
+        "chat_template": [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]}"#,
+    );
+    put("generation_config.json", br#"{"eos_token_id": [2, 28705]}"#);
+    let from_json = Tokenizer::open(folder.path()).unwrap();
+    assert_eq!(from_json.encode(" x").len(), 1);
+    assert_eq!((from_json.bos(), from_json.eos(), from_json.adds_bos()), (Some(1), Some(2), false));
+    assert!(from_json.is_end_of_generation(28705));
+    assert_eq!(from_json.chat_template(), Some("D"));
+
+    put("tokenizer.model", &std::fs::read(fetched(V1)).unwrap());
+    put("chat_template.jinja", b"J");
+    let from_model = Tokenizer::open(folder.path().join("tokenizer_config.json")).unwrap();
+    assert_eq!(from_model.encode(" x").len(), 2);
+    assert_eq!(from_model.chat_template(), Some("J"));
+}
+
+#[test]
+fn padding_changes_no_ids() {
+    let tokenizer = open(V1);
+    let padded = tokenizer.padded_to(32002);
+    assert_eq!(padded.vocab_size(), 32002);
+    assert_eq!(padded.encode("[PAD32000] x"), tokenizer.encode("[PAD32000] x"));
+    assert_eq!(padded.decode(&[32001]), "");
+    let model = padded.to_sentencepiece_model().unwrap();
+    let reread = Tokenizer::from_sentencepiece_model(&model, Path::new("padded")).unwrap();
+    assert_eq!((reread.vocab_size(), reread.piece(32001)), (32002, "[PAD32001]"));
 }

@@ -2,7 +2,7 @@
 //!
 //! 1. Messages of one role in a row become one, their texts joined by an empty line. Tool results stay apart.
 //! 2. System messages, wherever they stand, become one system text, joined by an empty line.
-//! 3. Assistant messages with neither text nor calls are dropped.
+//! 3. Assistant messages with neither text nor calls are dropped, unless they are to be continued.
 //! 4. If the first turn is not the user's, an empty user turn is put in front of it.
 //!
 //! The rule is mistral-common's, widened by 3 where mistral-common refuses. "In a row" means neighbours in the
@@ -22,7 +22,10 @@ pub(crate) struct Folded {
 /// Applies the rule.
 pub(crate) fn fold(conversation: &Conversation) -> Folded {
     let says_something = |message: &&Message| {
-        message.role != Role::Assistant || !message.content.is_empty() || !message.tool_calls.is_empty()
+        message.role != Role::Assistant
+            || !message.content.is_empty()
+            || !message.tool_calls.is_empty()
+            || message.prefix
     };
     let mut system = Vec::new();
     let mut turns: Vec<Message> = Vec::new();

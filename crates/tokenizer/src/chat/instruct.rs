@@ -14,9 +14,9 @@
 
 use super::conversation::{Conversation, Message, Role, Tool, ToolCall};
 use super::fold::{Folded, fold};
-use super::python_json;
+use super::python_json::{dumps, normalize, quote};
 use crate::{Error, Tokenizer};
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Which of the three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,7 +95,7 @@ impl Writer<'_> {
         }
         if !tools.is_empty() {
             self.named("[AVAILABLE_TOOLS]")?;
-            self.text(&python_json::dumps(&json!(tools)));
+            self.text(&dumps(&json!(tools)));
             self.named("[/AVAILABLE_TOOLS]")?;
         }
         self.named("[INST]")?;
@@ -113,9 +113,9 @@ impl Writer<'_> {
         }
         self.text(content);
         if !calls.is_empty() {
-            let calls: Vec<Value> = calls.iter().map(|call| self.call_json(call)).collect();
+            let calls: Vec<String> = calls.iter().map(|call| self.call_json(call)).collect();
             self.named("[TOOL_CALLS]")?;
-            self.text(&python_json::dumps(&Value::Array(calls)));
+            self.text(&format!("[{}]", calls.join(", ")));
         }
         if turn.prefix && is_last {
             return Ok(());
@@ -123,25 +123,29 @@ impl Writer<'_> {
         self.control("</s>", self.tokenizer.eos())
     }
 
-    fn call_json(&self, call: &ToolCall) -> Value {
-        let mut json = json!({"name": call.function.name, "arguments": value_or_text(&call.function.arguments)});
-        let id = call.id.as_deref().filter(|id| !id.is_empty() && *id != "null");
-        if let (Version::V3, Some(id)) = (self.version, id) {
-            json["id"] = id.into();
+    fn call_json(&self, call: &ToolCall) -> String {
+        let name = quote(&call.function.name);
+        let arguments = value_or_text(&call.function.arguments);
+        match call.id.as_deref().filter(|id| !id.is_empty() && *id != "null") {
+            Some(id) if self.version == Version::V3 => {
+                format!("{{\"name\": {name}, \"arguments\": {arguments}, \"id\": {}}}", quote(id))
+            }
+            _ => format!("{{\"name\": {name}, \"arguments\": {arguments}}}"),
         }
-        json
     }
 
     fn tool_result(&mut self, turn: &Message) -> Result<(), Error> {
         let content = value_or_text(&turn.content);
         let result = if self.version == Version::V2 {
-            json!([{"name": turn.name, "content": content}])
+            let name = turn.name.as_deref().map_or("null".into(), quote);
+            format!("[{{\"name\": {name}, \"content\": {content}}}]")
         } else {
             let needs_id = || Error::Conversation("a tool message needs its tool_call_id in format v3".into());
-            json!({"content": content, "call_id": turn.tool_call_id.as_ref().ok_or_else(needs_id)?})
+            let id = turn.tool_call_id.as_deref().ok_or_else(needs_id)?;
+            format!("{{\"content\": {content}, \"call_id\": {}}}", quote(id))
         };
         self.named("[TOOL_RESULTS]")?;
-        self.text(&python_json::dumps(&result));
+        self.text(&result);
         self.named("[/TOOL_RESULTS]")
     }
 
@@ -164,10 +168,7 @@ impl Writer<'_> {
     }
 }
 
-/// JSON text as the value it says, other text as a string, nothing as an empty object.
-fn value_or_text(text: &str) -> Value {
-    if text.is_empty() {
-        return json!({});
-    }
-    serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.into()))
+/// JSON text in Python's notation, other text as a JSON string, nothing as an empty object.
+fn value_or_text(text: &str) -> String {
+    if text.is_empty() { "{}".into() } else { normalize(text).unwrap_or_else(|| quote(text)) }
 }

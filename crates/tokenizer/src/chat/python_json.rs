@@ -2,8 +2,108 @@
 //!
 //! `{"a": [1, 2.0, 1e+16]}`: a space after `,` and `:`, and floats in Python's notation.
 
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
+use serde_json::value::RawValue;
+use std::collections::HashMap;
 use std::fmt::Write;
+
+/// Deeper JSON counts as text, as Python refuses it too (at some thousand levels).
+const DEEPEST: usize = 128;
+
+/// `json.dumps(json.loads(text), ensure_ascii=False)`; `None` if `text` is not JSON.
+///
+/// Not by way of [`Value`], because whole numbers have any size in Python and `-0` is one.
+pub(crate) fn normalize(text: &str) -> Option<String> {
+    let value: &RawValue = serde_json::from_str(text).ok()?;
+    let mut normalized = String::new();
+    rewrite(value.get(), 0, &mut normalized)?;
+    Some(normalized)
+}
+
+fn rewrite(value: &str, depth: usize, text: &mut String) -> Option<()> {
+    if depth > DEEPEST {
+        return None;
+    }
+    let layout = Layout::OneLine;
+    match value.as_bytes().first()? {
+        b'{' => {
+            let entries: Entries = serde_json::from_str(value).ok()?;
+            write_items(['{', '}'], entries.0, layout, text, |(key, item), text| {
+                write_string(&key, text);
+                text.push_str(": ");
+                rewrite(item.get(), depth + 1, text)
+            })
+        }
+        b'[' => {
+            let items: Vec<&RawValue> = serde_json::from_str(value).ok()?;
+            write_items(['[', ']'], items, layout, text, |item, text| rewrite(item.get(), depth + 1, text))
+        }
+        b'"' => {
+            write_string(&serde_json::from_str::<String>(value).ok()?, text);
+            Some(())
+        }
+        b'-' | b'0'..=b'9' => rewrite_number(value, text),
+        _ => {
+            text.push_str(value);
+            Some(())
+        }
+    }
+}
+
+fn rewrite_number(digits: &str, text: &mut String) -> Option<()> {
+    if !digits.contains(['.', 'e', 'E']) {
+        text.push_str(if digits == "-0" { "0" } else { digits });
+        return Some(());
+    }
+    match digits.parse::<f64>().ok()? {
+        value if value.is_finite() => write_float(value, text),
+        value => text.push_str(if value > 0.0 { "Infinity" } else { "-Infinity" }),
+    }
+    Some(())
+}
+
+/// An object's entries in order; of equal keys the last value counts, in the place of the first.
+struct Entries<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Entries<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EntriesVisitor;
+        impl<'de> Visitor<'de> for EntriesVisitor {
+            type Value = Entries<'de>;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries<'de>, A::Error> {
+                let mut entries: Vec<(String, &RawValue)> = Vec::new();
+                let mut places = HashMap::new();
+                while let Some((key, value)) = map.next_entry::<String, &RawValue>()? {
+                    match places.get(&key) {
+                        Some(&place) => {
+                            let (_, old): &mut (String, &RawValue) = &mut entries[place];
+                            *old = value;
+                        }
+                        None => {
+                            places.insert(key.clone(), entries.len());
+                            entries.push((key, value));
+                        }
+                    }
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(EntriesVisitor)
+    }
+}
+
+/// `text` as a JSON string.
+pub(crate) fn quote(text: &str) -> String {
+    let mut quoted = String::new();
+    write_string(text, &mut quoted);
+    quoted
+}
 
 /// `value` in Python's notation, on one line.
 pub(crate) fn dumps(value: &Value) -> String {
@@ -61,24 +161,31 @@ fn write_value(value: &Value, layout: Layout, text: &mut String) {
             _ => write!(text, "{number}").expect("a String takes all text"),
         },
         Value::String(string) => write_string(string, text),
-        Value::Array(items) => write_items(['[', ']'], items, layout, text, |item, text| {
-            write_value(item, layout.deeper(), text);
-        }),
-        Value::Object(entries) => write_items(['{', '}'], entries, layout, text, |(key, item), text| {
-            write_string(key, text);
-            text.push_str(": ");
-            write_value(item, layout.deeper(), text);
-        }),
+        Value::Array(items) => {
+            write_items(['[', ']'], items, layout, text, |item, text| {
+                write_value(item, layout.deeper(), text);
+                Some(())
+            });
+        }
+        Value::Object(entries) => {
+            write_items(['{', '}'], entries, layout, text, |(key, item), text| {
+                write_string(key, text);
+                text.push_str(": ");
+                write_value(item, layout.deeper(), text);
+                Some(())
+            });
+        }
     }
 }
 
+/// Writes items between brackets; stops at the first for which `write` gives `None`.
 fn write_items<I: IntoIterator>(
     [open, close]: [char; 2],
     items: I,
     layout: Layout,
     text: &mut String,
-    mut write: impl FnMut(I::Item, &mut String),
-) {
+    mut write: impl FnMut(I::Item, &mut String) -> Option<()>,
+) -> Option<()> {
     text.push(open);
     let mut is_empty = true;
     for item in items {
@@ -88,12 +195,13 @@ fn write_items<I: IntoIterator>(
             layout.deeper().separator(text);
         }
         is_empty = false;
-        write(item, text);
+        write(item, text)?;
     }
     if !is_empty {
         layout.line_break(text);
     }
     text.push(close);
+    Some(())
 }
 
 fn write_string(string: &str, text: &mut String) {
@@ -146,7 +254,12 @@ mod tests {
         ];
         for (input, expected) in cases {
             assert_eq!(dumps(&serde_json::from_str(input).unwrap()), expected);
+            assert_eq!(normalize(input).as_deref(), Some(expected));
         }
+        let numbers = "[-0, 123456789012345678901234567890, 1e400, -1E+2]";
+        assert_eq!(normalize(numbers).as_deref(), Some("[0, 123456789012345678901234567890, Infinity, -100.0]"));
+        assert_eq!(normalize("{"), None);
+        assert_eq!(normalize(&("[".repeat(9999) + &"]".repeat(9999))), None);
         let nested = serde_json::json!({"a": [1, {"b": []}], "c": {}});
         let expected = "{\n  \"a\": [\n    1,\n    {\n      \"b\": []\n    }\n  ],\n  \"c\": {}\n}";
         assert_eq!(dumps_indented(&nested, 2), expected);
