@@ -11,6 +11,8 @@ mod element_type;
 mod names;
 mod params;
 
+pub mod mix;
+
 mod checkpoint;
 mod find;
 mod tensor;
