@@ -6,10 +6,15 @@
 //! eight weight rows in a register multiplies them by one token after the other.
 //!
 //! ```text
-//! floats: [tile][group][column 0..256][T]
-//! integers of a tile and group, T times: 256 codes [64][T][4] i8 | scale [T] f32
-//!     | minus sums for codes with an offset: of 16 [16][T][2], of 32 [8][T][2] i16 (columns 0, 1 mod 4; columns 2, 3 mod 4)
-//!     | sums for minimums: of 32 in pairs [4][T][2], of 16 in pairs [8][T][2] i16
+//! floats of a tile and group: [256 columns][T]
+//! integers of a tile and group, in words of 4 bytes: [101][T], of which
+//!     0..64   codes of columns 4w..4w+4, i8
+//!     64      scale, f32
+//!     65..81  minus the sums of 16 codes: of columns 0 and 1 mod 4, and of columns 2 and 3 mod 4, i16 (for weights that are
+//!             stored with an offset)
+//!     81..89  the same for 32 codes
+//!     89..93  sums of 32 codes in pairs, i16 (for weights that have a minimum)
+//!     93..101 sums of 16 codes in pairs
 //! ```
 //!
 //! A scale of its own for each token and tile means that a token's numbers never depend on the others in the batch.
@@ -24,18 +29,18 @@ use crate::shared_slice::SharedSlice;
 
 /// Tokens of a whole group.
 pub(crate) const TOKENS: usize = 8;
-/// Bytes that one token takes in the integer part of a tile.
-pub(crate) const INT_BYTES: usize = 404;
+/// Words that one token takes in the integer part of a tile.
+pub(crate) const WORDS: usize = 101;
 /// Below this many numbers a thread alone is done before the others have come.
 const PARALLEL_FROM: usize = 1 << 15;
 
-/// Where the sections of a tile begin, for one token; for `T` tokens, `T` times as far.
+/// Where the sections of a tile begin, in words.
 pub(crate) mod section {
-    pub(crate) const SCALE: usize = 256;
-    pub(crate) const OFFSET_16: usize = 260;
-    pub(crate) const OFFSET_32: usize = 324;
-    pub(crate) const SUMS_32: usize = 356;
-    pub(crate) const SUMS_16: usize = 372;
+    pub(crate) const SCALE: usize = 64;
+    pub(crate) const OFFSET_16: usize = 65;
+    pub(crate) const OFFSET_32: usize = 81;
+    pub(crate) const SUMS_32: usize = 89;
+    pub(crate) const SUMS_16: usize = 93;
 }
 
 /// Rows of activations `[rows, cols]`, one a token, ready for products with any type of weights.
@@ -46,7 +51,7 @@ pub struct Activations {
     rows: usize,
     cols: usize,
     floats: AlignedVec<f32>,
-    ints: AlignedVec<u8>,
+    ints: AlignedVec<u32>,
 }
 
 impl Activations {
@@ -94,7 +99,7 @@ impl Activations {
         (self.rows, self.cols) = (rows, cols);
         let tiles = cols.div_ceil(TILE);
         self.floats.resize(rows * tiles * TILE);
-        self.ints.resize(rows * tiles * INT_BYTES);
+        self.ints.resize(rows * tiles * WORDS);
     }
 
     /// All rows, for reading.
@@ -107,7 +112,7 @@ impl Activations {
     pub(crate) fn batch(&self, rows: Range<usize>) -> ActivationView<'_> {
         let tiles = self.cols.div_ceil(TILE);
         let part = |size: usize| rows.start * tiles * size..rows.end * tiles * size;
-        let (floats, ints) = (&self.floats.as_slice()[part(TILE)], &self.ints.as_slice()[part(INT_BYTES)]);
+        let (floats, ints) = (&self.floats.as_slice()[part(TILE)], &self.ints.as_slice()[part(WORDS)]);
         ActivationView { rows: rows.len(), floats, ints }
     }
 
@@ -130,7 +135,7 @@ impl Activations {
 pub(crate) struct ActivationView<'a> {
     pub(crate) rows: usize,
     floats: &'a [f32],
-    ints: &'a [u8],
+    ints: &'a [u32],
 }
 
 impl<'a> ActivationView<'a> {
@@ -140,8 +145,8 @@ impl<'a> ActivationView<'a> {
     }
 
     /// The integers of a tile of a group.
-    pub(crate) fn ints(&self, tile: usize, group: usize) -> &'a [u8] {
-        &self.ints[(tile * self.rows + group * TOKENS) * INT_BYTES..][..self.tokens(group) * INT_BYTES]
+    pub(crate) fn ints(&self, tile: usize, group: usize) -> &'a [u32] {
+        &self.ints[(tile * self.rows + group * TOKENS) * WORDS..][..self.tokens(group) * WORDS]
     }
 
     /// The floats of a tile of a group, `[256][tokens]`.
@@ -158,7 +163,7 @@ pub(crate) struct ActivationsMut<'a> {
     first: usize,
     tiles: usize,
     floats: SharedSlice<'a, f32>,
-    ints: SharedSlice<'a, u8>,
+    ints: SharedSlice<'a, u32>,
 }
 
 impl<'a> ActivationsMut<'a> {
@@ -176,13 +181,10 @@ impl<'a> ActivationsMut<'a> {
         let mut padded = [0.0; TILE];
         padded[..values.len()].copy_from_slice(values);
         // SAFETY: the caller's promise.
-        let (floats, ints) =
-            unsafe { (self.part(&self.floats, TILE, tile, row), self.part(&self.ints, INT_BYTES, tile, row)) };
-        let (tokens, token) = self.place(row);
-        let columns = floats[token..].iter_mut().step_by(tokens);
-        columns.zip(padded).for_each(|(to, value)| *to = value);
-        let block = quantize(instructions, &padded);
-        block.write(tokens, token, ints);
+        unsafe { self.put(&self.floats, tile, row, padded.iter()) };
+        let words = quantize(instructions, &padded);
+        // SAFETY: as above.
+        unsafe { self.put(&self.ints, tile, row, words.iter()) };
     }
 
     /// Copies a row of `from`, which has as many columns, to row `row`.
@@ -190,102 +192,93 @@ impl<'a> ActivationsMut<'a> {
     /// # Safety
     /// No other thread uses the row's group.
     pub(crate) unsafe fn copy(&self, row: usize, from: &ActivationView<'_>, from_row: usize) {
-        let (tokens, token) = self.place(row);
-        let (from_group, from_token) = (from_row / TOKENS, from_row % TOKENS);
-        let from_tokens = from.tokens(from_group);
+        let (group, token) = (from_row / TOKENS, from_row % TOKENS);
         for tile in 0..self.tiles {
+            let floats = from.floats(tile, group)[token..].iter().step_by(from.tokens(group));
+            let ints = from.ints(tile, group)[token..].iter().step_by(from.tokens(group));
             // SAFETY: the caller's promise.
-            let (floats, ints) =
-                unsafe { (self.part(&self.floats, TILE, tile, row), self.part(&self.ints, INT_BYTES, tile, row)) };
-            let source = from.floats(tile, from_group)[from_token..].iter().step_by(from_tokens);
-            floats[token..].iter_mut().step_by(tokens).zip(source).for_each(|(to, from)| *to = *from);
-            let source = from.ints(tile, from_group);
-            for (start, width) in SECTIONS {
-                let words = ints[start * tokens..(start + width) * tokens].as_chunks_mut::<4>().0;
-                let source = source[start * from_tokens..(start + width) * from_tokens].as_chunks::<4>().0;
-                let source = source[from_token..].iter().step_by(from_tokens);
-                words[token..].iter_mut().step_by(tokens).zip(source).for_each(|(to, from)| *to = *from);
+            unsafe {
+                self.put(&self.floats, tile, row, floats);
+                self.put(&self.ints, tile, row, ints);
             }
         }
     }
 
-    /// How many tokens the row's group has, and which of them the row is.
-    fn place(&self, row: usize) -> (usize, usize) {
-        let group = row / TOKENS * TOKENS;
-        ((self.rows - group).min(TOKENS), row - group)
-    }
-
-    /// The numbers of a tile of the row's group.
+    /// Writes a row's elements of a tile in either part, `[n][tokens of the group]`.
     ///
     /// # Safety
     /// No other thread uses them.
-    unsafe fn part<T>(&self, all: &SharedSlice<'a, T>, size: usize, tile: usize, row: usize) -> &'a mut [T] {
-        let (tokens, token) = self.place(row);
-        let start = self.first * self.tiles + tile * self.rows + row - token;
+    unsafe fn put<'e, T: Copy + 'e>(
+        &self,
+        part: &SharedSlice<'a, T>,
+        tile: usize,
+        row: usize,
+        elements: impl ExactSizeIterator<Item = &'e T>,
+    ) {
+        let group = row / TOKENS * TOKENS;
+        let tokens = (self.rows - group).min(TOKENS);
+        let start = (self.first * self.tiles + tile * self.rows + group) * elements.len();
         // SAFETY: the caller's promise.
-        unsafe { all.part(start * size, tokens * size) }
+        let places = unsafe { part.part(start, tokens * elements.len()) };
+        places[row - group..].iter_mut().step_by(tokens).zip(elements).for_each(|(place, element)| *place = *element);
     }
 }
 
-/// Start and length of the sections of a tile, for one token. All of them are made of 4-byte words.
-const SECTIONS: [(usize, usize); 6] = [(0, 256), (256, 4), (260, 64), (324, 32), (356, 16), (372, 32)];
-
-/// A row's 256 numbers as integers: `value = scale * code`.
-struct QuantizedTile {
-    codes: [i8; TILE],
-    scale: f32,
+/// A row's tile as words: codes in -127..=127 with a scale of `largest / 127`, and their sums. Where a value is no finite
+/// number, codes are 0 and the scale is NaN.
+fn quantize(instructions: Instructions, values: &[f32; TILE]) -> [u32; WORDS] {
+    match instructions {
+        #[cfg(target_arch = "x86_64")]
+        Instructions::Avx2 if crate::lanes_avx2::Avx2::is_available() => {
+            // SAFETY: the machine has the instructions.
+            unsafe { crate::avx2_activations::quantize(values) }
+        }
+        _ => quantize_portable(values),
+    }
 }
 
-/// The nearest codes in -127..=127 for a scale of `largest / 127`. Where a value is no finite number, codes are 0 and the
-/// scale is NaN.
-fn quantize(_: Instructions, values: &[f32; TILE]) -> QuantizedTile {
-    let mut largest = 0.0f32;
-    let mut finite = true;
-    for v in values {
-        largest = largest.max(v.abs());
-        finite &= v.is_finite();
-    }
+fn quantize_portable(values: &[f32; TILE]) -> [u32; WORDS] {
+    let largest = values.iter().fold(0.0, |m: f32, v| m.max(v.abs()));
+    let finite = values.iter().all(|v| v.is_finite());
+    let (scale, inverse) = scale_and_inverse(largest, finite);
+    let codes: [i8; TILE] = values.map(|v| if inverse > 0.0 { (v * inverse).round_ties_even() as i8 } else { 0 });
+    words(&codes, scale)
+}
+
+/// The scale of codes whose largest value is `largest`, and what to multiply by; 0 where all codes are to be 0.
+pub(crate) fn scale_and_inverse(largest: f32, finite: bool) -> (f32, f32) {
     let scale = largest / 127.0;
-    if !finite {
-        return QuantizedTile { codes: [0; TILE], scale: f32::NAN };
+    match finite {
+        false => (f32::NAN, 0.0),
+        true if scale < f32::MIN_POSITIVE => (0.0, 0.0),
+        true => (scale, 127.0 / largest),
     }
-    if scale < f32::MIN_POSITIVE {
-        return QuantizedTile { codes: [0; TILE], scale: 0.0 };
-    }
-    let inverse = 127.0 / largest;
-    QuantizedTile { codes: values.map(|v| (v * inverse).round_ties_even() as i8), scale }
 }
 
-impl QuantizedTile {
-    /// Writes the sections of token `token` of `tokens`.
-    fn write(&self, tokens: usize, token: usize, out: &mut [u8]) {
-        let mut word = |start: usize, index: usize, bytes: [u8; 4]| {
-            out[start * tokens + (index * tokens + token) * 4..][..4].copy_from_slice(&bytes);
-        };
-        let mut sums = [[0i16; 2]; TILE / 16];
-        for (index, codes) in self.codes.as_chunks::<4>().0.iter().enumerate() {
-            word(0, index, codes.map(|c| c as u8));
-            let [a, b, c, d] = codes.map(i16::from);
-            sums[index / 4][0] += a + b;
-            sums[index / 4][1] += c + d;
-        }
-        word(section::SCALE, 0, self.scale.to_ne_bytes());
-        let pair = |a: i16, b: i16| -> [u8; 4] {
-            let ([a, b], [c, d]) = (a.to_ne_bytes(), b.to_ne_bytes());
-            [a, b, c, d]
-        };
-        for (index, &[low, high]) in sums.iter().enumerate() {
-            word(section::OFFSET_16, index, pair(-low, -high));
-        }
-        for (index, [[a, b], [c, d]]) in sums.as_chunks::<2>().0.iter().enumerate() {
-            word(section::OFFSET_32, index, pair(-a - c, -b - d));
-            word(section::SUMS_16, index, pair(a + b, c + d));
-        }
-        for (index, four) in sums.as_chunks::<4>().0.iter().enumerate() {
-            let [first, second, third, fourth] = four.map(|[a, b]| a + b);
-            word(section::SUMS_32, index, pair(first + second, third + fourth));
-        }
+/// All words of a token.
+fn words(codes: &[i8; TILE], scale: f32) -> [u32; WORDS] {
+    let pair = |a: i16, b: i16| u32::from(a as u16) | u32::from(b as u16) << 16;
+    let mut out = [0; WORDS];
+    let mut sums = [[0i16; 2]; TILE / 16];
+    for (index, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
+        out[index] = u32::from_le_bytes(codes.map(|c| c as u8));
+        let [a, b, c, d] = codes.map(i16::from);
+        sums[index / 4][0] += a + b;
+        sums[index / 4][1] += c + d;
     }
+    out[section::SCALE] = scale.to_bits();
+    for (index, &[a, b]) in sums.iter().enumerate() {
+        out[section::OFFSET_16 + index] = pair(-a, -b);
+    }
+    for (index, [[a, b], [c, d]]) in sums.as_chunks::<2>().0.iter().enumerate() {
+        out[section::OFFSET_32 + index] = pair(-a - c, -b - d);
+        out[section::SUMS_16 + index] = pair(a + b, c + d);
+    }
+    for (index, four) in sums.as_chunks::<4>().0.iter().enumerate() {
+        let [first, second, third, fourth] = four.map(|[a, b]| a + b);
+        out[section::SUMS_32 + index] = pair(first + second, third + fourth);
+    }
+    out
 }
 
 #[cfg(test)]
@@ -310,9 +303,8 @@ mod tests {
                 let value = x[row * cols + tile * TILE + k];
                 assert_eq!(view.floats(tile, group)[k * tokens + token], value);
                 let ints = view.ints(tile, group);
-                let code = ints[(k / 4 * tokens + token) * 4 + k % 4] as i8;
-                let scale = section::SCALE * tokens + token * 4;
-                let scale = f32::from_ne_bytes(ints[scale..scale + 4].try_into().expect("four bytes"));
+                let code = ints[k / 4 * tokens + token].to_le_bytes()[k % 4] as i8;
+                let scale = f32::from_bits(ints[section::SCALE * tokens + token]);
                 assert!((scale * f32::from(code) - value).abs() <= scale * 0.50001, "{code} * {scale} for {value}");
             }
         }
@@ -320,14 +312,25 @@ mod tests {
 
     #[test]
     fn hostile_values() {
-        for (value, scale) in [(f32::NAN, f32::NAN), (f32::INFINITY, f32::NAN), (1e-45, 0.0), (0.0, 0.0)] {
-            let mut values = [0.0; TILE];
-            values[77] = value;
-            let tile = quantize(Instructions::best(), &values);
-            assert_eq!((tile.codes, tile.scale.to_bits()), ([0; TILE], scale.to_bits()));
+        for instructions in [Instructions::best(), Instructions::Portable] {
+            for (value, scale) in [(f32::NAN, f32::NAN), (f32::INFINITY, f32::NAN), (1e-45, 0.0), (0.0, 0.0)] {
+                let mut values = [0.0; TILE];
+                values[77] = value;
+                let mut want = [0; WORDS];
+                want[section::SCALE] = scale.to_bits();
+                assert_eq!(quantize(instructions, &values), want);
+            }
+            let codes = quantize(instructions, &[f32::MAX; TILE]);
+            assert_eq!(codes[..64], [0x7f7f_7f7f; 64]);
         }
-        let tile = quantize(Instructions::best(), &[f32::MAX; TILE]);
-        assert_eq!(tile.codes, [127; TILE]);
+    }
+
+    #[test]
+    fn all_instructions_give_the_same_bits() {
+        for i in 0..200 {
+            let values = std::array::from_fn(|k| numbers(256 * 200)[i * 200 + k] * ((i % 9) as f32 * 4.0).exp2());
+            assert_eq!(quantize(Instructions::best(), &values), quantize(Instructions::Portable, &values));
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ const MAPPED_FROM_BYTES: usize = 1 << 20;
 /// Numbers for which all bit patterns are values.
 pub(crate) trait Number: Copy + Default + Send + Sync + 'static {}
 impl Number for u8 {}
-impl Number for i8 {}
+impl Number for u32 {}
 impl Number for f32 {}
 
 /// A growing buffer that begins on a cache line. It never shrinks, so that in steady state nothing is allocated.

@@ -4,6 +4,20 @@
 
 mod activations;
 mod aligned;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2_floats;
+#[cfg(target_arch = "x86_64")]
+mod avx2_integers;
+#[cfg(target_arch = "x86_64")]
+mod avx2_k_formats;
+#[cfg(target_arch = "x86_64")]
+mod avx2_small_formats;
+#[cfg(target_arch = "x86_64")]
+mod avx2_unpacked;
 pub mod blocks;
 pub mod cpu;
 mod experts;

@@ -80,7 +80,7 @@ const MOST_PRODUCTS: usize = 8;
 /// Panels of a work item: as many as fit `CHUNK_ROWS`, fewer where threads would stand idle; a multiple of the streams.
 pub(crate) fn chunk_panels(n_panels: usize, threads: usize) -> usize {
     let fair = n_panels.div_ceil(threads * ITEMS_PER_THREAD).next_multiple_of(STREAMS);
-    fair.min(CHUNK_ROWS / ROWS)
+    fair.clamp(STREAMS, CHUNK_ROWS / ROWS)
 }
 
 #[derive(Clone, Copy)]
@@ -132,21 +132,26 @@ pub(crate) fn for_each_sum(
 
 /// `sums [panel][token][row]` = panels `panels` of `w` times tokens of `x` from group `first_group` on.
 fn products(
-    _: Instructions,
+    instructions: Instructions,
     w: &PackedMatrix,
     panels: Range<usize>,
     x: &ActivationView<'_>,
     first_group: usize,
     sums: &mut [[f32; ROWS]],
 ) {
-    let tokens = sums.len() / panels.len();
     sums.fill([0.0; ROWS]);
-    let bytes = w.panels(panels);
-    let shape = w.shape();
-    if shape.tiles == 0 {
-        return;
-    }
-    for (bytes, sums) in bytes.chunks_exact(shape.panel_bytes).zip(sums.chunks_exact_mut(tokens)) {
-        portable::panel(shape, bytes, x, first_group, sums);
+    let (shape, bytes, tokens) = (w.shape(), w.panels(panels.clone()), sums.len() / panels.len());
+    match instructions {
+        _ if shape.tiles == 0 => {}
+        #[cfg(target_arch = "x86_64")]
+        Instructions::Avx2 if crate::lanes_avx2::Avx2::is_available() => {
+            // SAFETY: the machine has the instructions.
+            unsafe { crate::avx2::panels(shape, bytes, x, first_group, sums) };
+        }
+        _ => {
+            for (bytes, sums) in bytes.chunks_exact(shape.panel_bytes).zip(sums.chunks_exact_mut(tokens)) {
+                portable::panel(shape, bytes, x, first_group, sums);
+            }
+        }
     }
 }

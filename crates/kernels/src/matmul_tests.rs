@@ -108,8 +108,9 @@ pub(crate) fn product(instructions: Instructions, pool: &ThreadPool, w: &PackedM
 /// What the integer types make of a row of activations: codes of 8 bits with a scale for 256.
 fn rounded(x: &[f32]) -> Vec<f64> {
     let tile = |x: &[f32]| {
-        let scale = x.iter().fold(0.0, |m: f64, v| m.max(f64::from(v.abs()))) / 127.0;
-        x.iter().map(|&v| if scale > 0.0 { (f64::from(v) / scale).round() * scale } else { 0.0 }).collect::<Vec<_>>()
+        let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let code = |v: f32| if largest > 0.0 { (v * (127.0 / largest)).round_ties_even() } else { 0.0 };
+        x.iter().map(|&v| f64::from(code(v)) * f64::from(largest / 127.0)).collect::<Vec<_>>()
     };
     x.chunks(256).flat_map(tile).collect()
 }
@@ -144,7 +145,13 @@ fn widths(kind: ElementType) -> &'static [usize] {
 
 /// Float sums round by 6e-8 of the absolute sum for each of their terms (a tile, and its minimums, are one each); the
 /// minimums of the K types nearly cancel the rest, which weighs up to some 30 times the difference.
-const ROUNDING: f64 = 1e-5;
+fn rounding(kind: ElementType) -> f64 {
+    match kind {
+        // Its minimums, centred, are rounded to 13 bits.
+        ElementType::Q5_1 => 2e-4,
+        _ => 1e-5,
+    }
+}
 
 #[test]
 fn agrees_with_sums_in_f64() {
@@ -158,7 +165,11 @@ fn agrees_with_sums_in_f64() {
                 let y = product(Instructions::best(), &pool, &packed, &x);
                 for (i, (y, (sum, size))) in y.iter().zip(reference(&matrix, &x)).enumerate() {
                     let error = (f64::from(*y) - sum).abs();
-                    assert!(error <= ROUNDING * size, "{kind} {}x{cols} {tokens}: {i} is {y}, not {sum}", matrix.rows);
+                    assert!(
+                        error <= rounding(kind) * size,
+                        "{kind} {}x{cols} {tokens}: {i} is {y}, not {sum}",
+                        matrix.rows
+                    );
                 }
             }
         }
@@ -177,7 +188,7 @@ fn scales_of_very_different_size() {
             let largest = matrix.row(i % 16).iter().fold(0.0f32, |m, w| m.max(w.abs()));
             let fixed_point = if kind.block_len() == 32 { 2f64.powi(-12) * f64::from(largest) * 1024.0 } else { 0.0 };
             let error = (f64::from(*y) - sum).abs();
-            assert!(error <= ROUNDING * size + fixed_point, "{kind}: {y}, not {sum}");
+            assert!(error <= rounding(kind) * size + fixed_point, "{kind}: {y}, not {sum}");
         }
     }
 }

@@ -15,87 +15,75 @@ use octet_checkpoint::ElementType;
 use crate::activations::{ActivationView, TOKENS, section};
 use crate::packed::PackedShape;
 use crate::packed_layout::{ROWS, TILE};
-use crate::portable_tiles::{Codes, unpack};
+use crate::portable_tiles::Codes;
 
-/// `out [tokens][8]` += the rows of one panel times the tokens of groups `first_group..`, as many as `out` has room for.
+/// `sums [token][8]` += the rows of one panel times the tokens of groups `first_group..`, as many as there is room for.
 pub(crate) fn panel(
     shape: &PackedShape,
     panel: &[u8],
     x: &ActivationView<'_>,
     first_group: usize,
-    out: &mut [[f32; ROWS]],
+    sums: &mut [[f32; ROWS]],
 ) {
     for tile in 0..shape.tiles {
-        let bytes = &panel[tile * shape.tile_bytes..];
-        let weights = TileWeights::new(shape.kind, bytes, shape.tile_cols(tile));
-        for (group, out) in out.chunks_mut(TOKENS).enumerate() {
-            for (token, y) in out.iter_mut().enumerate() {
-                weights.add_product(x, tile, first_group + group, token, y);
+        let (bytes, cols) = (&panel[tile * shape.tile_bytes..], shape.tile_cols(tile));
+        let tokens = sums
+            .chunks_mut(TOKENS)
+            .zip(first_group..)
+            .flat_map(|(sums, group)| sums.iter_mut().enumerate().map(move |(token, sums)| (group, token, sums)));
+        if is_multiplied_as_floats(shape.kind) {
+            let mut weights = [[0.0; ROWS]; TILE];
+            decode_tile(shape.kind, bytes, &mut weights[..cols]);
+            for (group, token, y) in tokens {
+                let x = x.floats(tile, group)[token..].iter().step_by(x.tokens(group));
+                add_float_products(&weights[..cols], x, y);
             }
-        }
-    }
-}
-
-/// A tile of eight rows, unpacked.
-enum TileWeights {
-    /// `[column][row]`.
-    Floats(Vec<[f32; ROWS]>),
-    Codes(Box<Codes>),
-}
-
-impl TileWeights {
-    fn new(kind: ElementType, bytes: &[u8], cols: usize) -> TileWeights {
-        match float_tile(kind, bytes, cols) {
-            Some(floats) => TileWeights::Floats(floats),
-            None => TileWeights::Codes(unpack(kind, bytes, cols)),
-        }
-    }
-
-    /// `y += w x` for one token.
-    fn add_product(&self, x: &ActivationView<'_>, tile: usize, group: usize, token: usize, y: &mut [f32; ROWS]) {
-        let tokens = x.tokens(group);
-        match self {
-            TileWeights::Floats(weights) => {
-                let x = x.floats(tile, group)[token..].iter().step_by(tokens);
+        } else {
+            let weights = Codes::unpack(shape.kind, bytes, cols);
+            for (group, token, y) in tokens {
+                let word = |word: usize| x.ints(tile, group)[word * x.tokens(group) + token];
+                let codes: [i32; TILE] = std::array::from_fn(|k| i32::from(word(k / 4).to_le_bytes()[k % 4] as i8));
+                let scale = f32::from_bits(word(section::SCALE));
                 for (row, y) in y.iter_mut().enumerate() {
-                    *y += weights.iter().zip(x.clone()).fold(0.0, |part, (w, x)| w[row].mul_add(*x, part));
-                }
-            }
-            TileWeights::Codes(weights) => {
-                let ints = x.ints(tile, group);
-                let x: [i32; TILE] =
-                    std::array::from_fn(|k| i32::from(ints[(k / 4 * tokens + token) * 4 + k % 4] as i8));
-                let scale = section::SCALE * tokens + token * 4;
-                let scale = f32::from_ne_bytes(ints[scale..scale + 4].try_into().expect("four bytes"));
-                for (row, y) in y.iter_mut().enumerate() {
-                    *y = weights.row_product(row, &x, scale, *y);
+                    *y = weights.row_product(row, &codes, scale, *y);
                 }
             }
         }
     }
 }
 
-/// The tile as floats `[column][row]`, if that is how products with this type are done.
-pub(crate) fn float_tile(kind: ElementType, bytes: &[u8], cols: usize) -> Option<Vec<[f32; ROWS]>> {
+/// Whether products with this type take activations as floats.
+pub(crate) fn is_multiplied_as_floats(kind: ElementType) -> bool {
     use ElementType::*;
-    let two = |b: &[u8], row: usize| [b[2 * row], b[2 * row + 1]];
-    let each = |size: usize, value: &dyn Fn(&[u8], usize) -> f32| {
-        let columns = bytes[..cols * ROWS * size].chunks_exact(ROWS * size);
-        Some(columns.map(|column| std::array::from_fn(|row| value(column, row))).collect())
-    };
-    match kind {
-        F32 => each(4, &|b, row| f32::from_le_bytes(b[4 * row..4 * row + 4].try_into().expect("four bytes"))),
-        F16 => each(2, &|b, row| f16::from_le_bytes(two(b, row)).to_f32()),
-        BF16 => each(2, &|b, row| bf16::from_le_bytes(two(b, row)).to_f32()),
-        IQ3_XXS | IQ3_S | IQ2_XXS | IQ2_XS | IQ2_S => {
-            let mut floats = vec![[0.0; ROWS]; cols];
-            let mut values = vec![0.0; cols];
-            for (row, block) in bytes.chunks_exact(kind.block_bytes()).take(ROWS).enumerate() {
-                crate::blocks::dequantize_row(kind, block, &mut values);
-                floats.iter_mut().zip(&values).for_each(|(column, value)| column[row] = *value);
+    matches!(kind, F32 | F16 | BF16 | IQ3_XXS | IQ3_S | IQ2_XXS | IQ2_XS | IQ2_S)
+}
+
+fn add_float_products<'a>(weights: &[[f32; ROWS]], x: impl Iterator<Item = &'a f32> + Clone, y: &mut [f32; ROWS]) {
+    for (row, y) in y.iter_mut().enumerate() {
+        *y += weights.iter().zip(x.clone()).fold(0.0, |part, (w, x)| w[row].mul_add(*x, part));
+    }
+}
+
+/// A tile of a type that is multiplied as floats, as floats `[column][row]`.
+pub(crate) fn decode_tile(kind: ElementType, bytes: &[u8], out: &mut [[f32; ROWS]]) {
+    use ElementType::*;
+    let two = |at: usize| [bytes[at], bytes[at + 1]];
+    for (column, out) in out.iter_mut().enumerate() {
+        for (row, out) in out.iter_mut().enumerate() {
+            let index = column * ROWS + row;
+            match kind {
+                F32 => *out = f32::from_le_bytes(bytes[4 * index..4 * index + 4].try_into().expect("four bytes")),
+                F16 => *out = f16::from_le_bytes(two(2 * index)).to_f32(),
+                BF16 => *out = bf16::from_le_bytes(two(2 * index)).to_f32(),
+                _ => {}
             }
-            Some(floats)
         }
-        _ => None,
+    }
+    if kind.is_quantized() {
+        let mut values = [0.0; TILE];
+        for (row, block) in bytes.chunks_exact(kind.block_bytes()).take(ROWS).enumerate() {
+            crate::blocks::dequantize_row(kind, block, &mut values);
+            out.iter_mut().zip(values).for_each(|(column, value)| column[row] = value);
+        }
     }
 }

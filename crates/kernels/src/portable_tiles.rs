@@ -39,47 +39,31 @@ impl Codes {
         }
     }
 
-    /// The weights of a row that these numbers stand for.
-    #[cfg(test)]
-    pub(crate) fn weights(&self, row: usize) -> [f64; TILE] {
-        std::array::from_fn(|k| {
-            let code = f64::from(self.codes[row][k]);
-            match (&self.float_scales, &self.minimums) {
-                (Some(scales), _) => f64::from(scales[row][k / GROUP]) * code,
-                (None, None) => f64::from(self.d[row]) * f64::from(self.scales[row][k / 16]) * code,
-                (None, Some(minimums)) => {
-                    let minimum = f64::from(self.dmin[row]) * f64::from(minimums[row][k / 16]);
-                    f64::from(self.d[row]) * f64::from(self.scales[row][k / 16]) * code + minimum
-                }
-            }
-        })
+    /// Reads a tile of `cols` columns of a type that is not multiplied as floats.
+    pub(crate) fn unpack(kind: ElementType, tile: &[u8], cols: usize) -> Codes {
+        use ElementType::*;
+        let mut out = Codes {
+            codes: [[0; TILE]; ROWS],
+            scales: [[0; TILE / 16]; ROWS],
+            minimums: None,
+            d: [0.0; ROWS],
+            dmin: [0.0; ROWS],
+            float_scales: None,
+        };
+        let groups = cols / GROUP;
+        match kind {
+            Q4_0 | Q4_1 | Q5_0 | Q5_1 => small_blocks(kind, tile, groups, &mut out),
+            Q8_0 | IQ4_NL => scaled_blocks(kind, tile, groups, &mut out),
+            Q2_K => q2_k(tile, &mut out),
+            Q3_K => q3_k(tile, &mut out),
+            Q4_K => q4_k(tile, &mut out),
+            Q5_K => q5_k(tile, &mut out),
+            Q6_K => q6_k(tile, &mut out),
+            IQ4_XS => iq4_xs(tile, &mut out),
+            _ => unreachable!("{kind} is multiplied as floats"),
+        }
+        out
     }
-}
-
-/// Reads a tile of `cols` columns of any quantized type but those with large tables.
-pub(crate) fn unpack(kind: ElementType, tile: &[u8], cols: usize) -> Box<Codes> {
-    use ElementType::*;
-    let mut out = Box::new(Codes {
-        codes: [[0; TILE]; ROWS],
-        scales: [[0; TILE / 16]; ROWS],
-        minimums: None,
-        d: [0.0; ROWS],
-        dmin: [0.0; ROWS],
-        float_scales: None,
-    });
-    let groups = cols / GROUP;
-    match kind {
-        Q4_0 | Q4_1 | Q5_0 | Q5_1 => small_blocks(kind, tile, groups, &mut out),
-        Q8_0 | IQ4_NL => scaled_blocks(kind, tile, groups, &mut out),
-        Q2_K => q2_k(tile, &mut out),
-        Q3_K => q3_k(tile, &mut out),
-        Q4_K => q4_k(tile, &mut out),
-        Q5_K => q5_k(tile, &mut out),
-        Q6_K => q6_k(tile, &mut out),
-        IQ4_XS => iq4_xs(tile, &mut out),
-        F32 | F16 | BF16 | IQ3_XXS | IQ3_S | IQ2_XXS | IQ2_XS | IQ2_S => unreachable!("{kind} is multiplied as floats"),
-    }
-    out
 }
 
 /// Byte `index` of row `row` of a section of interleaved dwords.

@@ -1,0 +1,284 @@
+//! The one inner loop of all integer types.
+//!
+//! Legend: `q` codes of weights, `x` codes of activations, `T` tokens, a run is 16 columns (four vectors of codes).
+//!
+//! Unsigned codes: `maddubs(q, x)` gives sums of two products in 16 bits, which are added up over 16 or 32 columns and only
+//! then multiplied by the scale (`madd`, which also adds the two halves of a lane), and floats come once for 256 columns.
+//! Codes that stand for `q - offset` need no correction afterwards: the 16-bit sum starts at `-offset Σx`, may wrap on its
+//! way, and ends at the true value, which fits (32 * 8 * 127 for Q6_K). Signed codes of 8 bits leave no room for sums in 16
+//! bits: there `maddubs(|q|, sign(x, q))` is widened at once.
+
+use std::arch::x86_64::*;
+
+use crate::activations::section;
+use crate::avx2::{TileWork, prefetch};
+use crate::packed_layout::{GROUP, TILE};
+
+/// How the tiles of a type are read. A value is what is read once for a tile: its scales.
+pub(crate) trait Format: Sized {
+    /// Whether codes are signed 8-bit numbers.
+    const SIGNED: bool = false;
+    /// Whether a float scale belongs to 32 columns; else an integer belongs to `SUM_COLUMNS`, and a float to the tile.
+    const FLOAT_SCALES: bool = false;
+    /// Columns that are summed in 16 bits, 16 or 32.
+    const SUM_COLUMNS: usize;
+    /// An unsigned code stands for `code - 2^OFFSET_BITS`; 0 for the code itself.
+    const OFFSET_BITS: i32 = 0;
+    /// Columns that share a minimum, 16 or 32; 0 if there are none.
+    const MINIMUM_COLUMNS: usize = 0;
+    /// Bytes of a whole tile, for the prefetch.
+    const BYTES: usize;
+
+    /// Where the codes of a group of 32 columns lie.
+    type Group;
+
+    /// Reads the scales of a tile of `groups` groups of 32 columns.
+    ///
+    /// # Safety
+    /// As for a [`TileKernel`](crate::avx2::TileKernel); so for the others.
+    unsafe fn new(tile: *const u8, groups: usize) -> Self;
+    /// Finds a group's codes.
+    ///
+    /// # Safety
+    /// See `new`.
+    unsafe fn group(&self, group: usize) -> Self::Group;
+    /// The codes of the group's columns `4 vector ..+ 4`, `vector < 8`, of all rows.
+    ///
+    /// # Safety
+    /// See `new`.
+    unsafe fn codes(&self, group: &Self::Group, vector: usize) -> __m256i;
+    /// The scale of the sum that run `run` belongs to: an integer, twice in 16 bits.
+    ///
+    /// # Safety
+    /// See `new`.
+    unsafe fn scale(&self, run: usize) -> __m256i;
+    /// Two neighbouring minimums in 16 bits.
+    ///
+    /// # Safety
+    /// See `new`.
+    unsafe fn minimums(&self, pair: usize) -> __m256i;
+    /// The float scale of the tile, or of group `group`.
+    ///
+    /// # Safety
+    /// See `new`.
+    unsafe fn d(&self, group: usize) -> __m256;
+    /// The float scale of the minimums.
+    ///
+    /// # Safety
+    /// See `new`.
+    unsafe fn dmin(&self) -> __m256;
+}
+
+/// A [`TileKernel`](crate::avx2::TileKernel).
+///
+/// # Safety
+/// See there.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn integer_tile<F: Format, const T: usize>(work: &TileWork) {
+    for panel in 0..work.panels {
+        // SAFETY: the caller's promise: the panel's tile, the activations, and the panel's sums are there.
+        unsafe {
+            let tile = work.tile.add(panel * work.panel_bytes);
+            let sums = work.sums.add(panel * work.sums_stride).cast::<f32>();
+            let ahead = if work.ahead == 0 { None } else { Some(tile.wrapping_add(work.ahead)) };
+            add_products::<F, T>(tile, work.cols / GROUP, ahead, Tokens(work.x), sums);
+        }
+    }
+}
+
+/// The words of a tile of activations of `T` tokens.
+#[derive(Clone, Copy)]
+struct Tokens<const T: usize>(*const u32);
+
+impl<const T: usize> Tokens<T> {
+    /// Word `word` of token `token` in all lanes.
+    #[inline(always)]
+    unsafe fn word(self, word: usize, token: usize) -> __m256i {
+        // SAFETY: the tile has the word.
+        unsafe { _mm256_set1_epi32(self.0.add(word * T + token).cast::<i32>().read()) }
+    }
+
+    /// The activations' scale.
+    #[inline(always)]
+    unsafe fn scale(self, token: usize) -> __m256 {
+        // SAFETY: the tile has the word.
+        unsafe { _mm256_castsi256_ps(self.word(section::SCALE, token)) }
+    }
+}
+
+/// The sums of a tile so far, for `T` tokens.
+struct Sums<const T: usize> {
+    /// Of all groups (integer scales) or of this group (float scales).
+    ints: [__m256i; T],
+    /// With float scales: of the groups before.
+    parts: [__m256; T],
+}
+
+#[inline(always)]
+unsafe fn add_products<F: Format, const T: usize>(
+    tile: *const u8,
+    groups: usize,
+    ahead: Option<*const u8>,
+    x: Tokens<T>,
+    sums: *mut f32,
+) {
+    // SAFETY: the caller's promise, see `integer_tile`.
+    unsafe {
+        let format = F::new(tile, groups);
+        let mut s = Sums { ints: [_mm256_setzero_si256(); T], parts: [_mm256_setzero_ps(); T] };
+        // A loop, not written out: in a longer body the compiler runs out of registers.
+        for index in 0..groups {
+            group::<F, T>(&format, index, ahead, x, &mut s);
+        }
+        finish::<F, T>(&format, groups, x, &s, sums);
+    }
+}
+
+/// The products of 32 columns.
+#[inline(always)]
+unsafe fn group<F: Format, const T: usize>(
+    format: &F,
+    group: usize,
+    ahead: Option<*const u8>,
+    x: Tokens<T>,
+    s: &mut Sums<T>,
+) {
+    if let Some(ahead) = ahead {
+        let lines = F::BYTES.div_ceil(64);
+        (group * lines / 8..(group + 1) * lines / 8).for_each(|line| prefetch(ahead.wrapping_add(line * 64)));
+    }
+    // SAFETY: the caller's promise, see `integer_tile`.
+    unsafe {
+        let codes = format.group(group);
+        if F::SIGNED {
+            signed_group::<F, T>(format, group, &codes, x, s);
+        } else if F::SUM_COLUMNS == 16 {
+            let mut short = start::<F, T>(section::OFFSET_16 + 2 * group, x);
+            short_sums::<F, T>(format, group, &codes, 0..4, x, &mut short);
+            scale::<F, T>(format, 2 * group, &short, s);
+            let mut short = start::<F, T>(section::OFFSET_16 + 2 * group + 1, x);
+            short_sums::<F, T>(format, group, &codes, 4..8, x, &mut short);
+            scale::<F, T>(format, 2 * group + 1, &short, s);
+        } else {
+            let mut short = start::<F, T>(section::OFFSET_32 + group, x);
+            short_sums::<F, T>(format, group, &codes, 0..8, x, &mut short);
+            scale::<F, T>(format, 2 * group, &short, s);
+        }
+    }
+}
+
+/// Where sums in 16 bits start: `-offset Σx`, of which word `minus_sum` holds `-Σx`.
+#[inline(always)]
+unsafe fn start<F: Format, const T: usize>(minus_sum: usize, x: Tokens<T>) -> [__m256i; T] {
+    // SAFETY: the caller's promise, see `integer_tile`.
+    std::array::from_fn(|t| unsafe {
+        match F::OFFSET_BITS {
+            0 => _mm256_setzero_si256(),
+            bits => _mm256_sll_epi16(x.word(minus_sum, t), _mm_cvtsi32_si128(bits)),
+        }
+    })
+}
+
+#[inline(always)]
+unsafe fn short_sums<F: Format, const T: usize>(
+    format: &F,
+    group: usize,
+    codes: &F::Group,
+    vectors: std::ops::Range<usize>,
+    x: Tokens<T>,
+    short: &mut [__m256i; T],
+) {
+    for vector in vectors {
+        // SAFETY: the caller's promise, see `integer_tile`.
+        unsafe {
+            let q = format.codes(codes, vector);
+            for (t, short) in short.iter_mut().enumerate() {
+                *short = _mm256_add_epi16(*short, _mm256_maddubs_epi16(q, x.word(8 * group + vector, t)));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn scale<F: Format, const T: usize>(format: &F, run: usize, short: &[__m256i; T], s: &mut Sums<T>) {
+    // SAFETY: the caller's promise, see `integer_tile`.
+    unsafe {
+        let scale = format.scale(run);
+        for (sum, short) in s.ints.iter_mut().zip(short) {
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*short, scale));
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn signed_group<F: Format, const T: usize>(
+    format: &F,
+    group: usize,
+    codes: &F::Group,
+    x: Tokens<T>,
+    s: &mut Sums<T>,
+) {
+    // SAFETY: the caller's promise, see `integer_tile`.
+    unsafe {
+        let scale = if F::FLOAT_SCALES { _mm256_set1_epi16(1) } else { format.scale(2 * group) };
+        for vector in 0..8 {
+            let q = format.codes(codes, vector);
+            let magnitude = _mm256_abs_epi8(q);
+            for (t, sum) in s.ints.iter_mut().enumerate() {
+                let products = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x.word(8 * group + vector, t), q));
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(products, scale));
+            }
+        }
+        if F::FLOAT_SCALES {
+            let d = format.d(group);
+            for (sum, part) in s.ints.iter_mut().zip(&mut s.parts) {
+                *part = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(*sum), *part);
+                *sum = _mm256_setzero_si256();
+            }
+        }
+    }
+}
+
+/// The float end of a tile.
+#[inline(always)]
+unsafe fn finish<F: Format, const T: usize>(format: &F, groups: usize, x: Tokens<T>, s: &Sums<T>, sums: *mut f32) {
+    // SAFETY: the caller's promise, see `integer_tile`.
+    unsafe {
+        let minimums = minimum_sums::<F, T>(format, groups, x);
+        for t in 0..T {
+            let at = sums.add(8 * t);
+            let mut y = _mm256_loadu_ps(at);
+            if F::FLOAT_SCALES {
+                y = _mm256_fmadd_ps(x.scale(t), s.parts[t], y);
+            } else {
+                y = _mm256_fmadd_ps(_mm256_mul_ps(format.d(0), x.scale(t)), _mm256_cvtepi32_ps(s.ints[t]), y);
+            }
+            if F::MINIMUM_COLUMNS > 0 {
+                y = _mm256_fmadd_ps(_mm256_mul_ps(format.dmin(), x.scale(t)), _mm256_cvtepi32_ps(minimums[t]), y);
+            }
+            _mm256_storeu_ps(at, y);
+        }
+    }
+}
+
+/// `Σ minimum Σx` over the tile.
+#[inline(always)]
+unsafe fn minimum_sums<F: Format, const T: usize>(format: &F, groups: usize, x: Tokens<T>) -> [__m256i; T] {
+    // SAFETY: as below.
+    let mut sums = unsafe { [_mm256_setzero_si256(); T] };
+    let (pairs, first_word) = match F::MINIMUM_COLUMNS {
+        0 => return sums,
+        16 => (TILE / 32, section::SUMS_16),
+        _ => (groups.div_ceil(2), section::SUMS_32),
+    };
+    for pair in 0..pairs {
+        // SAFETY: the caller's promise, see `integer_tile`.
+        unsafe {
+            let minimums = format.minimums(pair);
+            for (t, sum) in sums.iter_mut().enumerate() {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(minimums, x.word(first_word + pair, t)));
+            }
+        }
+    }
+    sums
+}

@@ -1,0 +1,276 @@
+//! How AVX2 reads packed tiles of types with codes in blocks of 32: a block's 16 bytes hold columns 0 to 15 in their low
+//! nibbles and columns 16 to 31 in their high ones.
+
+use std::arch::x86_64::*;
+
+use crate::avx2_integers::Format;
+use crate::avx2_k_formats::{halves, moved};
+use crate::blocks::IQ4_LEVELS;
+use crate::packed_layout::scale_bytes;
+
+/// Fixed-point numbers of 32 columns each, with one unit for the tile (`packed_layout::fixed_point`).
+struct FixedPoints(*const u8);
+
+impl FixedPoints {
+    #[inline(always)]
+    unsafe fn group(&self, group: usize) -> __m128i {
+        // SAFETY: the caller's promise: the section has the group.
+        unsafe { _mm_loadu_si128(self.0.add(16 * group).cast()) }
+    }
+
+    /// The group's numbers, each twice in 16 bits.
+    #[inline(always)]
+    unsafe fn twice(&self, group: usize) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            let v = self.group(group);
+            let pairs = _mm256_set_m128i(_mm_unpackhi_epi16(v, v), _mm_unpacklo_epi16(v, v));
+            _mm256_srai_epi16::<2>(pairs)
+        }
+    }
+
+    /// The numbers of two neighbouring groups in 16 bits. The second group may be one too many: its numbers then meet zeros.
+    #[inline(always)]
+    unsafe fn pair(&self, pair: usize) -> __m256i {
+        // SAFETY: as above; behind the section lie the codes.
+        unsafe {
+            let (a, b) = (self.group(2 * pair), self.group(2 * pair + 1));
+            let pairs = _mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b));
+            _mm256_srai_epi16::<2>(pairs)
+        }
+    }
+
+    /// The unit, whose exponent lies in the lowest bits of the first four groups.
+    #[inline(always)]
+    unsafe fn unit(&self) -> __m256 {
+        // SAFETY: as above.
+        unsafe {
+            let two = |group: usize| _mm_and_si128(self.group(group), _mm_set1_epi16(3));
+            let low = _mm_or_si128(two(0), _mm_slli_epi16::<2>(two(1)));
+            let high = _mm_or_si128(_mm_slli_epi16::<4>(two(2)), _mm_slli_epi16::<6>(two(3)));
+            let exponent = _mm256_cvtepu16_epi32(_mm_or_si128(low, high));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+        }
+    }
+}
+
+/// Vector `i` of the nibbles of a group.
+#[inline(always)]
+unsafe fn nibbles(group: *const u8, i: usize) -> __m256i {
+    // SAFETY: the caller's promise: the group has the vector.
+    unsafe {
+        let v = _mm256_loadu_si256(group.add(i % 4 * 32).cast());
+        if i < 4 { moved::<0, 0>(v, 15) } else { moved::<4, 0>(v, 15) }
+    }
+}
+
+/// Q4_0, Q4_1, Q5_0, Q5_1: see `packed_layout.rs`.
+pub(crate) struct SmallBlocks<const OFFSET_BITS: i32, const MINIMUM: bool, const FIFTH: bool> {
+    scales: FixedPoints,
+    minimums: FixedPoints,
+    fifth: *const u8,
+    codes: *const u8,
+}
+
+/// Where a group's codes and fifth bits are.
+pub(crate) struct SmallGroup {
+    codes: *const u8,
+    fifth: *const u8,
+}
+
+pub(crate) type Q4_0 = SmallBlocks<3, false, false>;
+pub(crate) type Q4_1 = SmallBlocks<0, true, false>;
+pub(crate) type Q5_0 = SmallBlocks<4, false, true>;
+pub(crate) type Q5_1 = SmallBlocks<4, true, true>;
+
+impl<const O: i32, const M: bool, const F: bool> Format for SmallBlocks<O, M, F> {
+    const SUM_COLUMNS: usize = 32;
+    const OFFSET_BITS: i32 = O;
+    const MINIMUM_COLUMNS: usize = if M { 32 } else { 0 };
+    const BYTES: usize = 1152 + if M { 128 } else { 0 } + if F { 256 } else { 0 };
+    type Group = SmallGroup;
+
+    #[inline(always)]
+    unsafe fn new(tile: *const u8, groups: usize) -> Self {
+        let section = scale_bytes(groups);
+        // SAFETY: the caller's promise: these sections are there; so everywhere in this file.
+        unsafe {
+            let fifth = tile.add(if M { 2 * section } else { section });
+            let codes = fifth.add(if F { groups * 32 } else { 0 });
+            SmallBlocks { scales: FixedPoints(tile), minimums: FixedPoints(tile.add(section)), fifth, codes }
+        }
+    }
+    #[inline(always)]
+    unsafe fn group(&self, group: usize) -> SmallGroup {
+        // SAFETY: as above. Without fifth bits the second address is not read.
+        unsafe {
+            SmallGroup { codes: self.codes.add(group * 128), fifth: self.fifth.add(if F { group * 32 } else { 0 }) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, group: &SmallGroup, i: usize) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            let low = nibbles(group.codes, i);
+            match F {
+                false => low,
+                true => {
+                    let fifth = _mm256_loadu_si256(group.fifth.cast());
+                    // Bit `i` to bit 4.
+                    let fifth = match i < 4 {
+                        true => _mm256_sll_epi16(fifth, _mm_cvtsi32_si128(4 - i as i32)),
+                        false => _mm256_srl_epi16(fifth, _mm_cvtsi32_si128(i as i32 - 4)),
+                    };
+                    _mm256_or_si256(low, _mm256_and_si256(fifth, _mm256_set1_epi8(16)))
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn scale(&self, run: usize) -> __m256i {
+        // SAFETY: as above.
+        unsafe { self.scales.twice(run / 2) }
+    }
+    #[inline(always)]
+    unsafe fn minimums(&self, pair: usize) -> __m256i {
+        // SAFETY: as above.
+        unsafe { self.minimums.pair(pair) }
+    }
+    #[inline(always)]
+    unsafe fn d(&self, _: usize) -> __m256 {
+        // SAFETY: as above.
+        unsafe { self.scales.unit() }
+    }
+    #[inline(always)]
+    unsafe fn dmin(&self) -> __m256 {
+        // SAFETY: as above.
+        unsafe { self.minimums.unit() }
+    }
+}
+
+/// The levels that the nibbles of a group stand for.
+#[inline(always)]
+unsafe fn levels(group: *const u8, i: usize) -> __m256i {
+    // SAFETY: as above; there are sixteen levels.
+    unsafe {
+        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(IQ4_LEVELS.as_ptr().cast()));
+        _mm256_shuffle_epi8(table, nibbles(group, i))
+    }
+}
+
+/// Q8_0 and IQ4_NL: float scales and signed codes.
+pub(crate) struct ScaledBlocks<const LEVELS: bool> {
+    tile: *const u8,
+    codes: *const u8,
+}
+
+pub(crate) type Q8_0 = ScaledBlocks<false>;
+pub(crate) type Iq4Nl = ScaledBlocks<true>;
+
+impl<const LEVELS: bool> Format for ScaledBlocks<LEVELS> {
+    const SIGNED: bool = true;
+    const FLOAT_SCALES: bool = true;
+    const SUM_COLUMNS: usize = 32;
+    const BYTES: usize = if LEVELS { 1152 } else { 2176 };
+    type Group = *const u8;
+
+    #[inline(always)]
+    unsafe fn new(tile: *const u8, groups: usize) -> Self {
+        // SAFETY: as above.
+        ScaledBlocks { tile, codes: unsafe { tile.add(16 * groups) } }
+    }
+    #[inline(always)]
+    unsafe fn group(&self, group: usize) -> *const u8 {
+        // SAFETY: as above.
+        unsafe { self.codes.add(group * if LEVELS { 128 } else { 256 }) }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, group: &*const u8, i: usize) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            match LEVELS {
+                true => levels(*group, i),
+                false => _mm256_loadu_si256(group.add(i * 32).cast()),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn scale(&self, _: usize) -> __m256i {
+        unreachable!("scales are floats")
+    }
+    #[inline(always)]
+    unsafe fn minimums(&self, _: usize) -> __m256i {
+        unreachable!("MINIMUM_COLUMNS is 0")
+    }
+    #[inline(always)]
+    unsafe fn d(&self, group: usize) -> __m256 {
+        // SAFETY: as above.
+        unsafe { halves(self.tile.add(16 * group)) }
+    }
+    #[inline(always)]
+    unsafe fn dmin(&self) -> __m256 {
+        unreachable!("MINIMUM_COLUMNS is 0")
+    }
+}
+
+/// IQ4_XS: levels, and scales of 6 bits minus 32.
+pub(crate) struct Iq4Xs {
+    tile: *const u8,
+    /// Low nibbles of the scales: byte `i` of a lane has those of groups `2i` and `2i + 1`.
+    low: __m256i,
+    /// High pairs of bits of the scales: bits `2g` and `2g + 1` of a lane have those of group `g`.
+    high: __m256i,
+}
+
+impl Format for Iq4Xs {
+    const SIGNED: bool = true;
+    const SUM_COLUMNS: usize = 32;
+    const BYTES: usize = 1088;
+    type Group = *const u8;
+
+    #[inline(always)]
+    unsafe fn new(tile: *const u8, _: usize) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(tile.add(16).cast()));
+            Iq4Xs { tile, low: _mm256_loadu_si256(tile.add(32).cast()), high }
+        }
+    }
+    #[inline(always)]
+    unsafe fn group(&self, group: usize) -> *const u8 {
+        // SAFETY: as above.
+        unsafe { self.tile.add(64 + group * 128) }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, group: &*const u8, i: usize) -> __m256i {
+        // SAFETY: as above.
+        unsafe { levels(*group, i) }
+    }
+    #[inline(always)]
+    unsafe fn scale(&self, run: usize) -> __m256i {
+        let group = (run / 2) as i32;
+        // SAFETY: as above.
+        unsafe {
+            let low = _mm256_srl_epi32(self.low, _mm_cvtsi32_si128(4 * group));
+            let high = _mm256_srl_epi32(self.high, _mm_cvtsi32_si128(2 * group));
+            let low = _mm256_and_si256(low, _mm256_set1_epi32(15));
+            let high = _mm256_and_si256(high, _mm256_set1_epi32(3));
+            let scale = _mm256_sub_epi32(_mm256_or_si256(low, _mm256_slli_epi32::<4>(high)), _mm256_set1_epi32(32));
+            // Twice in 16 bits.
+            _mm256_or_si256(_mm256_and_si256(scale, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32::<16>(scale))
+        }
+    }
+    #[inline(always)]
+    unsafe fn minimums(&self, _: usize) -> __m256i {
+        unreachable!("MINIMUM_COLUMNS is 0")
+    }
+    #[inline(always)]
+    unsafe fn d(&self, _: usize) -> __m256 {
+        // SAFETY: as above.
+        unsafe { halves(self.tile) }
+    }
+    #[inline(always)]
+    unsafe fn dmin(&self) -> __m256 {
+        unreachable!("MINIMUM_COLUMNS is 0")
+    }
+}
