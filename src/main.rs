@@ -25,12 +25,15 @@ mod output;
 mod plan;
 mod progress;
 mod quantize;
+mod random_weights;
 mod recode;
 mod render;
 mod sampling_options;
 mod stdout;
+mod synth;
 mod tokenizer_files;
 mod tokenize;
+mod type_choice;
 mod upcycle;
 mod usage_error;
 mod verify;
@@ -70,6 +73,9 @@ enum Command {
     Logits(logits::Args),
     /// Measure prompt processing and generation
     Bench(bench::Args),
+    /// Write a GGUF of a real model's shapes with random weights
+    #[command(hide = true)]
+    Synth(synth::Args),
 }
 
 fn main() -> ExitCode {
@@ -90,6 +96,7 @@ fn main() -> ExitCode {
         Command::Render(args) => render::run(args),
         Command::Logits(args) => logits::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Synth(args) => synth::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

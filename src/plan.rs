@@ -32,7 +32,7 @@ pub struct Args {
     /// Folder or file of the checkpoint, or its params.json or config.json alone
     model: PathBuf,
     /// Predict for the file that `octet quantize` would write, such as Q4_K_M [default: the model as it is]
-    #[arg(long, value_name = "MIX", value_parser = mix)]
+    #[arg(long, value_name = "MIX", value_parser = crate::type_choice::mix)]
     quantize: Option<Mix>,
     /// Tokens of context for each user [default: the model's own, at most 32768]
     #[arg(short, long, value_parser = clap::value_parser!(u32).range(1..))]
@@ -267,9 +267,4 @@ fn describe(report: &Report) -> String {
         ),
     );
     text
-}
-
-fn mix(name: &str) -> Result<Mix, String> {
-    let known = || Mix::all().map(|mix| mix.name()).collect::<Vec<_>>().join(", ");
-    Mix::from_name(name).ok_or_else(|| format!("not a mix that can be written; there are {}", known()))
 }

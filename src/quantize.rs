@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::bail;
 use octet_checkpoint::gguf::Value;
 use octet_checkpoint::mix::Mix;
 use octet_checkpoint::write::{self, NewTensor, Outline, Plan, outlines};
@@ -17,6 +16,7 @@ use crate::importance::{Importance, MIN_TOKENS};
 use crate::output::{self, OutputOptions};
 use crate::recode::Recoded;
 use crate::tokenizer_files::{self, TokenizerFiles};
+use crate::type_choice::{self, Override};
 
 /// Write a smaller GGUF with quantized weights
 ///
@@ -30,7 +30,7 @@ pub struct Args {
     /// GGUF to write
     out: PathBuf,
     /// Mix of types, such as Q4_K_M
-    #[arg(long, value_name = "MIX", value_parser = mix)]
+    #[arg(long, value_name = "MIX", value_parser = type_choice::mix)]
     to: Mix,
     /// Run the model over this text, to learn which columns of its matrices matter
     #[arg(long, value_name = "TEXT", conflicts_with = "importance")]
@@ -45,20 +45,13 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     importance: Option<PathBuf>,
     /// Another type for one role, such as ffn_down=Q6_K or output=Q8_0; may be given several times
-    #[arg(long = "set", value_name = "ROLE=TYPE", value_parser = override_)]
+    #[arg(long = "set", value_name = "ROLE=TYPE", value_parser = type_choice::override_)]
     overrides: Vec<Override>,
     /// Compare the result with the source, role by role
     #[arg(long)]
     compare: bool,
     #[command(flatten)]
     output: OutputOptions,
-}
-
-/// A type that the user wants for all tensors of a role.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Override {
-    role: String,
-    element_type: ElementType,
 }
 
 /// Runs the command.
@@ -127,12 +120,9 @@ fn plan<'a>(
     for outline in outlines(Layout::Gguf, &params) {
         tensors.push(new_tensor(args, checkpoint, outline, importance)?);
     }
-    let main = args.to.element_type(TensorName::Layer(0, LayerTensor::Wq), &params);
-    let mut keys = text.gguf_keys(checkpoint, &params, main);
-    if let Some(file_type) = file_type(args.to.name()) {
-        keys.retain(|(key, _)| key != "general.file_type");
-        keys.push(("general.file_type".into(), Value::U32(file_type)));
-    }
+    let mut keys = text.gguf_keys(checkpoint, &params, args.to.base());
+    keys.retain(|(key, _)| key != "general.file_type");
+    keys.push(("general.file_type".into(), Value::U32(args.to.file_type())));
     if let Some(importance) = importance {
         let dataset = importance.datasets.first().cloned().unwrap_or_default();
         keys.push(("quantize.imatrix.dataset".into(), Value::String(dataset)));
@@ -147,7 +137,7 @@ fn new_tensor<'a>(
     importance: Option<&Importance>,
 ) -> anyhow::Result<NewTensor<'a>> {
     let parts = outline.parts.iter().map(|&name| checkpoint.tensor(name)).collect::<Result<Vec<_>, _>>()?;
-    let element_type = element_type(args, checkpoint, &outline)?;
+    let element_type = type_choice::element_type(args.to, &args.overrides, &outline, checkpoint.params())?;
     let of_part = |&name: &TensorName| match name {
         TensorName::TokenEmbedding if checkpoint.params().tied_embeddings => importance?.of(TensorName::Output),
         name => importance?.of(name),
@@ -156,44 +146,6 @@ fn new_tensor<'a>(
     let rows = Recoded::new(parts, outline.order, element_type).with_importance(of_parts);
     Ok(NewTensor::new(outline.name, element_type, outline.shape, Box::new(rows)))
 }
-
-/// The type of a tensor: the user's, or the mix's.
-fn element_type(args: &Args, checkpoint: &Checkpoint, outline: &Outline) -> anyhow::Result<ElementType> {
-    let of_mix = args.to.element_type(outline.parts[0], checkpoint.params());
-    let cols = *outline.shape.last().expect("no tensor is without dimensions") as usize;
-    let role = role(outline.parts[0]);
-    let Some(wish) = args.overrides.iter().rev().find(|wish| Some(wish.role.as_str()) == role) else {
-        return Ok(of_mix);
-    };
-    if wish.element_type.row_bytes(cols).is_none() {
-        let (role, wanted) = (&wish.role, wish.element_type);
-        bail!("--set {role}={wanted}: its rows are {cols} wide, no multiple of {}; {of_mix} fits", wanted.block_len());
-    }
-    Ok(wish.element_type)
-}
-
-/// The role by which a tensor is named in `--set`, as GGUF calls it; none for norms and routers, which stay F32.
-fn role(name: TensorName) -> Option<&'static str> {
-    Some(match name {
-        TensorName::TokenEmbedding => "token_embd",
-        TensorName::Output => "output",
-        TensorName::OutputNorm => return None,
-        TensorName::Layer(_, tensor) => match tensor {
-            LayerTensor::AttentionNorm | LayerTensor::FfnNorm | LayerTensor::Router => return None,
-            LayerTensor::Wq => "attn_q",
-            LayerTensor::Wk => "attn_k",
-            LayerTensor::Wv => "attn_v",
-            LayerTensor::Wo => "attn_output",
-            LayerTensor::Expert(_, ExpertMatrix::W1) => "ffn_gate",
-            LayerTensor::Expert(_, ExpertMatrix::W2) => "ffn_down",
-            LayerTensor::Expert(_, ExpertMatrix::W3) => "ffn_up",
-        },
-    })
-}
-
-/// Every role that `--set` knows.
-const ROLES: [&str; 9] =
-    ["token_embd", "output", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_down", "ffn_up"];
 
 /// How large the file is and of which types.
 fn summary(args: &Args, plan: &Plan<'_>) -> String {
@@ -220,76 +172,4 @@ fn made_from(args: &Args, checkpoint: &Checkpoint) -> anyhow::Result<Vec<String>
         made_from.push(format!("calibrate {} {} tokens", output::file_identity(text)?, args.calibrate_tokens));
     }
     Ok(made_from)
-}
-
-/// llama.cpp's number for a mix, which it shows as the file's type.
-fn file_type(mix: &str) -> Option<u32> {
-    Some(match mix {
-        "Q4_0" => 2,
-        "Q4_1" => 3,
-        "Q8_0" => 7,
-        "Q5_0" => 8,
-        "Q5_1" => 9,
-        "Q2_K" => 10,
-        "Q3_K_S" => 11,
-        "Q3_K_M" => 12,
-        "Q3_K_L" => 13,
-        "Q4_K_S" => 14,
-        "Q4_K_M" => 15,
-        "Q5_K_S" => 16,
-        "Q5_K_M" => 17,
-        "Q6_K" => 18,
-        _ => return None,
-    })
-}
-
-fn mix(name: &str) -> Result<Mix, String> {
-    let known = || Mix::all().map(|mix| mix.name()).collect::<Vec<_>>().join(", ");
-    Mix::from_name(name).ok_or_else(|| format!("not a mix that can be written; there are {}", known()))
-}
-
-fn override_(text: &str) -> Result<Override, String> {
-    let (role, name) = text.split_once('=').ok_or("give ROLE=TYPE, such as ffn_down=Q6_K")?;
-    let role = role.strip_suffix("_exps").unwrap_or(role);
-    if !ROLES.contains(&role) {
-        return Err(format!("no such role; there are {}", ROLES.join(", ")));
-    }
-    match ElementType::from_name(name).filter(|t| !t.name().starts_with("IQ")) {
-        Some(element_type) => Ok(Override { role: role.to_owned(), element_type }),
-        None => Err(format!("{name:?} is no type that can be written; Q4_K, Q8_0 and F16 are")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn overrides_name_a_role_and_a_type() {
-        let q6 = Override { role: "ffn_down".into(), element_type: ElementType::Q6_K };
-        assert_eq!(override_("ffn_down=q6_k"), Ok(q6.clone()));
-        assert_eq!(override_("ffn_down_exps=Q6_K"), Ok(q6));
-        for wrong in ["ffn_down", "router=Q4_0", "output=Q9", "output=IQ2_S", "=Q4_0"] {
-            assert!(override_(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn every_role_is_some_tensors() {
-        let layer = |tensor| TensorName::Layer(0, tensor);
-        let expert = |matrix| layer(LayerTensor::Expert(0, matrix));
-        let names = [
-            TensorName::TokenEmbedding,
-            TensorName::Output,
-            layer(LayerTensor::Wq),
-            layer(LayerTensor::Wk),
-            layer(LayerTensor::Wv),
-            layer(LayerTensor::Wo),
-            expert(ExpertMatrix::W1),
-            expert(ExpertMatrix::W2),
-            expert(ExpertMatrix::W3),
-        ];
-        assert_eq!(names.map(|name| role(name).unwrap()), ROLES);
-        assert_eq!(role(layer(LayerTensor::Router)), None);
-    }
 }
