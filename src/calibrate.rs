@@ -32,7 +32,8 @@ pub fn run(checkpoint: &Arc<Checkpoint>, text: &Path, max_tokens: usize, threads
     loading.finish();
 
     let name = text.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut importance = Importance { datasets: vec![name], ..Importance::default() };
+    let mut importance = Importance::default();
+    importance.datasets.push(name);
     let mut cache = KvCache::new(model.config(), KvType::F32, CHUNK_TOKENS.next_multiple_of(KvCache::PAGE_TOKENS))?;
     let (mut workspace, calibrating) = (Workspace::default(), Progress::new("calibrating"));
     let mut done = 0;
