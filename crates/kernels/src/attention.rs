@@ -26,7 +26,7 @@ mod work;
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::kv_pages::{BLOCK, GROUP_TOKENS, KvPages, Queries};
+use crate::kv_pages::{GROUP_TOKENS, KvPages, Queries};
 use crate::lanes::Instructions;
 use crate::shared_slice::SharedSlice;
 use crate::{ThreadPool, kv_pages::Layout};
@@ -37,8 +37,6 @@ use work::Work;
 /// Tokens of a tile.
 const TILE: usize = 64;
 const GROUPS_PER_TILE: usize = TILE / GROUP_TOKENS;
-/// Rows whose products are computed side by side: with two registers each, they hide the latency of the multiply-adds.
-const ROWS_PER_STEP: usize = 4;
 const _: () = assert!(plan::SPLIT.is_multiple_of(TILE) && TILE.is_multiple_of(GROUP_TOKENS));
 
 /// The past that the tokens of one layer look at.
@@ -128,9 +126,8 @@ fn fit(works: &mut Vec<Mutex<Work>>, threads: usize, plan: &Plan, layout: &Layou
     if works.len() < threads {
         works.resize_with(threads, Mutex::default);
     }
-    let blocks = layout.head_dim.div_ceil(BLOCK);
     for work in works {
         let work = work.get_mut().unwrap_or_else(PoisonError::into_inner);
-        work.fit(plan.most_rows, layout.head_dim, layout.value_dim(), blocks);
+        work.fit(plan.most_rows, layout.head_dim, layout.value_dim());
     }
 }

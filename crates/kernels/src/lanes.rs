@@ -67,8 +67,11 @@ pub(crate) trait Lanes: Copy {
     fn where_positive(self, gate: Self) -> Self;
     /// The nearest integers, ties to even; any number where there is none.
     fn round(self) -> Self::Int;
-    /// `self · 2^n` for `n` in -250..=250, rounded twice.
-    fn scale_by_power_of_two(self, n: Self::Int) -> Self;
+    /// `if x < limit { 0 } else { self }`: a NaN in `x` leaves `self`.
+    fn zero_where_less(self, x: Self, limit: Self) -> Self;
+    /// The low nine bits of each float moved into sign and exponent. From `1.5 · 2^23 + n`, whose low bits are `n`, this
+    /// makes `2^(n - 127)`.
+    fn low_bits_to_exponent(self) -> Self;
 
     /// Eight zeros.
     fn zero_int() -> Self::Int;
@@ -92,20 +95,10 @@ pub(crate) trait Lanes: Copy {
     /// Asks for the cache line of `at`, which need not exist.
     fn prefetch(at: *const u8);
 
-    /// Sum of the lanes, always in the same order.
-    #[inline(always)]
-    fn sum(self) -> f32 {
-        let [a, b, c, d, e, f, g, h] = self.to_array();
-        ((a + e) + (b + f)) + ((c + g) + (d + h))
-    }
-
-    /// Largest lane.
-    #[inline(always)]
-    fn largest(self) -> f32 {
-        let larger = |a: f32, b: f32| if a > b { a } else { b };
-        let [a, b, c, d, e, f, g, h] = self.to_array();
-        larger(larger(larger(a, e), larger(b, f)), larger(larger(c, g), larger(d, h)))
-    }
+    /// Sum of the lanes `a` to `h`: `((a + e) + (b + f)) + ((c + g) + (d + h))`.
+    fn sum(self) -> f32;
+    /// Largest lane, compared in the order of [`sum`](Lanes::sum).
+    fn largest(self) -> f32;
 }
 
 /// A computation that can run on any [`Lanes`].
@@ -157,12 +150,6 @@ pub(crate) struct Portable([f32; LANES]);
 #[inline(always)]
 fn lanes<T>(f: impl Fn(usize) -> T) -> [T; LANES] {
     [f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)]
-}
-
-/// `2^n` for `n` in -126..=127.
-#[inline(always)]
-fn power_of_two(n: i32) -> f32 {
-    f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
 impl Lanes for Portable {
@@ -234,8 +221,12 @@ impl Lanes for Portable {
         lanes(|i| self.0[i].round_ties_even() as i32)
     }
     #[inline(always)]
-    fn scale_by_power_of_two(self, n: Self::Int) -> Self {
-        Portable(lanes(|i| self.0[i] * power_of_two(n[i] >> 1) * power_of_two(n[i] - (n[i] >> 1))))
+    fn zero_where_less(self, x: Self, limit: Self) -> Self {
+        Portable(lanes(|i| if x.0[i] < limit.0[i] { 0.0 } else { self.0[i] }))
+    }
+    #[inline(always)]
+    fn low_bits_to_exponent(self) -> Self {
+        Portable(lanes(|i| f32::from_bits(self.0[i].to_bits() << 23)))
     }
     #[inline(always)]
     fn zero_int() -> Self::Int {
@@ -269,6 +260,17 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn prefetch(_: *const u8) {}
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let [a, b, c, d, e, f, g, h] = self.0;
+        ((a + e) + (b + f)) + ((c + g) + (d + h))
+    }
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let larger = |a: f32, b: f32| if a > b { a } else { b };
+        let [a, b, c, d, e, f, g, h] = self.0;
+        larger(larger(larger(a, e), larger(b, f)), larger(larger(c, g), larger(d, h)))
+    }
 }
 
 #[cfg(test)]
@@ -287,11 +289,10 @@ mod tests {
                 let (a, b) = (V::load(self.0.as_ptr()), V::load(self.1.as_ptr()));
                 let mut halves = [0u16; 8];
                 b.store_f16(halves.as_mut_ptr());
-                // A NaN rounds to any integer: zero instead.
-                let [whole_a, whole_b] = [a, b].map(|x| x.where_positive(x.mul(x)));
-                let n = V::splat(60.0).min(V::splat(-60.0).max(whole_b)).round();
+                // Of a NaN and a number `max` gives the second: only numbers are rounded.
+                let n = V::splat(60.0).min(b.max(V::splat(-60.0))).round();
                 let mut shorts = [0i16; 8];
-                V::store_i16(V::splat(1e6).min(V::splat(-1e6).max(whole_a)).round(), shorts.as_mut_ptr());
+                V::store_i16(V::splat(1e6).min(a.max(V::splat(-1e6))).round(), shorts.as_mut_ptr());
                 let bytes: [i8; 16] = std::array::from_fn(|i| (i as i8).wrapping_mul(37) ^ shorts[i / 2] as i8);
                 let products = V::add_products(n, V::load_pairs_i8(bytes.as_ptr()), V::splat_pair(shorts.as_ptr()));
                 let all = [
@@ -303,7 +304,8 @@ mod tests {
                     a.max(b),
                     a.min(b),
                     a.where_positive(b),
-                    a.scale_by_power_of_two(n),
+                    a.zero_where_less(b, V::splat(1.5)),
+                    a.low_bits_to_exponent(),
                     V::load_f16(halves.as_ptr()),
                     V::from_int(products),
                     V::splat(a.sum()),

@@ -25,13 +25,6 @@ pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
 }
 
-/// `2^n` in every lane, for `n` in -126..=127.
-#[inline(always)]
-fn power_of_two(n: __m256i) -> __m256 {
-    // SAFETY: as for all of `Lanes for Avx2`.
-    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127)))) }
-}
-
 // SAFETY of every block below: `Avx2` is used only under `run`, on a machine that has the instructions; loads and stores
 // are unaligned, of memory that the caller vouches for.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -102,10 +95,12 @@ impl Lanes for Avx2 {
         unsafe { _mm256_cvtps_epi32(self.0) }
     }
     #[inline(always)]
-    fn scale_by_power_of_two(self, n: Self::Int) -> Self {
-        let half = unsafe { _mm256_srai_epi32::<1>(n) };
-        let rest = unsafe { _mm256_sub_epi32(n, half) };
-        self.mul(Avx2(power_of_two(half))).mul(Avx2(power_of_two(rest)))
+    fn zero_where_less(self, x: Self, limit: Self) -> Self {
+        Avx2(unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x.0, limit.0), self.0) })
+    }
+    #[inline(always)]
+    fn low_bits_to_exponent(self) -> Self {
+        Avx2(unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(self.0))) })
     }
     #[inline(always)]
     fn zero_int() -> Self::Int {
@@ -138,5 +133,21 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn prefetch(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_add_ps(four, _mm_movehdup_ps(four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehl_ps(two, two)))
+        }
+    }
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        unsafe {
+            let four = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_max_ps(four, _mm_movehdup_ps(four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehl_ps(two, two)))
+        }
     }
 }

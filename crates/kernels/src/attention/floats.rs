@@ -2,20 +2,22 @@
 //!
 //! Scores of 16 tokens grow side by side over the dimensions; 16 dimensions of the output grow side by side over the
 //! tokens. Either way each number loaded serves all rows of a step, and each result is one chain of fused
-//! multiply-adds, whatever the number of rows. When many rows meet a tile of f16, it is widened to f32 first.
+//! multiply-adds, whatever the number of rows. Every step widens f16 anew: done once for many rows, in memory, it takes
+//! longer (5% of a prompt's attention).
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::attention::tile::{Store, Tile, visible_of_group};
+use crate::attention::tile::{Reference, Store, Tile, Visible, alike, fetch};
 use crate::attention::work::Work;
-use crate::attention::{GROUPS_PER_TILE, ROWS_PER_STEP, TILE};
+use crate::attention::{GROUPS_PER_TILE, TILE};
 use crate::kv_pages::{GROUP_TOKENS, STRIP};
 use crate::lanes::{LANES, Lanes};
 
-/// From so many rows on, a tile is widened to f32 once instead of by every step.
-const WIDEN_ROWS: usize = 3 * ROWS_PER_STEP;
-const CACHE_LINE: usize = 64;
+/// Rows whose products are computed side by side: two registers each, and three for a factor and two numbers.
+const ROWS_PER_STEP: usize = 6;
+/// Dimensions between two requests for memory.
+const FETCH_DIMS: usize = STRIP;
 
 /// A type of float in memory.
 pub(crate) trait Element {
@@ -53,77 +55,59 @@ impl Element for Half {
 /// Keys and values as floats.
 pub(crate) struct Floats<E>(PhantomData<E>);
 
+/// Calls `$step::<V, E, R>` with as many rows `R` as there are, up to a step.
+macro_rules! with_rows {
+    ($rows:expr, $step:ident::<$V:ty, $E:ty>($($argument:expr),*)) => {
+        match $rows {
+            1 => $step::<$V, $E, 1>($($argument),*),
+            2 => $step::<$V, $E, 2>($($argument),*),
+            3 => $step::<$V, $E, 3>($($argument),*),
+            4 => $step::<$V, $E, 4>($($argument),*),
+            5 => $step::<$V, $E, 5>($($argument),*),
+            _ => $step::<$V, $E, ROWS_PER_STEP>($($argument),*),
+        }
+    };
+}
+
 impl<E: Element> Store for Floats<E> {
+    const REFERENCE: Reference = Reference::SoFar;
+
     #[inline(always)]
     fn prepare<V: Lanes>(_: &mut Work, _: usize) {}
 
     #[inline(always)]
     fn score<V: Lanes>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>) {
         for group in tile.groups.clone() {
-            let keys = tile.keys[group];
-            if E::BYTES < 4 && rows.len() >= WIDEN_ROWS {
-                let mut wide = std::mem::take(&mut work.widened);
-                widen::<V, E>(keys, &mut wide);
-                score_rows::<V, Single>(work, rows.clone(), wide.as_ptr().cast(), group, tile.next_keys[group]);
-                work.widened = wide;
-            } else {
-                score_rows::<V, E>(work, rows.clone(), keys.as_ptr(), group, tile.values[group]);
-            }
+            score_rows::<V, E>(work, rows.clone(), tile, group);
         }
     }
 
     #[inline(always)]
     fn weigh<V: Lanes>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>) {
-        if E::BYTES < 4 && rows.len() >= WIDEN_ROWS {
-            let mut wide = std::mem::take(&mut work.widened);
-            let length = work.value_dim * GROUP_TOKENS;
-            let mut values = [std::ptr::null(); GROUPS_PER_TILE];
-            for group in tile.groups.clone() {
-                let to = &mut wide[group * length..][..length];
-                widen::<V, E>(tile.values[group], to);
-                values[group] = to.as_ptr().cast();
-            }
-            weigh_rows::<V, Single>(work, rows, tile, &values);
-            work.widened = wide;
-        } else {
-            weigh_rows::<V, E>(work, rows, tile, &tile.values.map(<[u8]>::as_ptr));
+        for strip in 0..work.value_dim / STRIP {
+            tile.next_keys.iter().for_each(|group| fetch::<V>(group, strip, FETCH_DIMS * GROUP_TOKENS * E::BYTES));
+            weigh_strip::<V, E>(work, rows.clone(), tile, strip);
         }
     }
 }
 
-/// Widens a group to f32, in the same order.
+/// Scores of all `rows` against one group; meanwhile asks for the memory of its values.
 #[inline(always)]
-fn widen<V: Lanes, E: Element>(from: &[u8], to: &mut [f32]) {
-    let to = &mut to[..from.len() / E::BYTES];
-    for index in (0..to.len()).step_by(LANES) {
-        // SAFETY: both hold the same number of elements, a multiple of eight.
-        unsafe { E::load::<V>(from.as_ptr(), index).store(to.as_mut_ptr().add(index)) };
-    }
-}
-
-/// Scores of all `rows` against one group.
-#[inline(always)]
-fn score_rows<V: Lanes, E: Element>(work: &mut Work, rows: Range<usize>, keys: *const u8, group: usize, ahead: &[u8]) {
-    let head_dim = work.head_dim;
+fn score_rows<V: Lanes, E: Element>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>, group: usize) {
+    let (head_dim, keys) = (work.head_dim, tile.keys[group].as_ptr());
     let mut row = rows.start;
     while row < rows.end {
         let q = work.q[row * head_dim..].as_ptr();
         let scores = work.scores[row * TILE + group * GROUP_TOKENS..].as_mut_ptr();
         let step = ROWS_PER_STEP.min(rows.end - row);
+        let ahead = if row == rows.start { tile.values[group] } else { &[] };
         // SAFETY: `step` rows of q and scores exist, and the group has `head_dim` times 16 keys.
-        unsafe {
-            match step {
-                1 => score_step::<V, E, 1>(q, keys, head_dim, scores, ahead),
-                2 => score_step::<V, E, 2>(q, keys, head_dim, scores, ahead),
-                3 => score_step::<V, E, 3>(q, keys, head_dim, scores, ahead),
-                _ => score_step::<V, E, ROWS_PER_STEP>(q, keys, head_dim, scores, ahead),
-            }
-        }
+        unsafe { with_rows!(step, score_step::<V, E>(q, keys, head_dim, scores, ahead)) }
         row += step;
     }
 }
 
-/// `scores[r, t] = Σ_d q[r, d] k[d, t]` for `R` rows and 16 tokens; meanwhile asks for the memory of `ahead`.
+/// `scores[r, t] = Σ_d q[r, d] k[d, t]` for `R` rows and 16 tokens.
 #[inline(always)]
 unsafe fn score_step<V: Lanes, E: Element, const R: usize>(
     q: *const f32,
@@ -133,17 +117,17 @@ unsafe fn score_step<V: Lanes, E: Element, const R: usize>(
     ahead: &[u8],
 ) {
     let mut sums = [[V::splat(0.0); 2]; R];
-    for d in 0..head_dim {
-        if (d * GROUP_TOKENS * E::BYTES).is_multiple_of(CACHE_LINE) {
-            V::prefetch(ahead.as_ptr().wrapping_add(d * GROUP_TOKENS * E::BYTES));
-        }
-        // SAFETY: the caller's promise.
-        unsafe {
-            let k = [E::load::<V>(keys, d * GROUP_TOKENS), E::load::<V>(keys, d * GROUP_TOKENS + LANES)];
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let q = V::splat(*q.add(r * head_dim + d));
-                sum[0] = q.fma(k[0], sum[0]);
-                sum[1] = q.fma(k[1], sum[1]);
+    for part in 0..head_dim.div_ceil(FETCH_DIMS) {
+        fetch::<V>(ahead, part, FETCH_DIMS * GROUP_TOKENS * E::BYTES);
+        for d in part * FETCH_DIMS..head_dim.min((part + 1) * FETCH_DIMS) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let k = [E::load::<V>(keys, d * GROUP_TOKENS), E::load::<V>(keys, d * GROUP_TOKENS + LANES)];
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let q = V::splat(*q.add(r * head_dim + d));
+                    sum[0] = q.fma(k[0], sum[0]);
+                    sum[1] = q.fma(k[1], sum[1]);
+                }
             }
         }
     }
@@ -156,82 +140,66 @@ unsafe fn score_step<V: Lanes, E: Element, const R: usize>(
     }
 }
 
-/// Adds the weighted values of a tile to all `rows`.
+/// Adds 16 dimensions of a tile's weighted values to all `rows`: these values stay in the first cache meanwhile.
 #[inline(always)]
-fn weigh_rows<V: Lanes, E: Element>(
-    work: &mut Work,
-    rows: Range<usize>,
-    tile: &Tile<'_>,
-    values: &[*const u8; GROUPS_PER_TILE],
-) {
+fn weigh_strip<V: Lanes, E: Element>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>, strip: usize) {
+    let value_dim = work.value_dim;
     let mut row = rows.start;
     while row < rows.end {
-        let visible = tile.visible(row);
-        let alike = (row + 1..rows.end).take(ROWS_PER_STEP - 1).take_while(|&r| tile.visible(r) == visible).count();
+        let n = alike(&work.visible, row, rows.end, ROWS_PER_STEP);
         let step = Step {
             weights: work.scores[row * TILE..].as_ptr(),
             kept: work.kept[row..].as_ptr(),
-            out: work.split.values[row * work.value_dim..].as_mut_ptr(),
-            value_dim: work.value_dim,
-            visible,
-            values,
+            out: work.split.values[row * value_dim + strip * STRIP..].as_mut_ptr(),
+            value_dim,
+            values: tile.values.map(|group| group.as_ptr().wrapping_add(strip * GROUP_TOKENS * STRIP * E::BYTES)),
             groups: tile.groups.clone(),
+            visible: work.visible[row],
         };
-        // SAFETY: so many rows exist; the tile has values for all groups that are there.
-        unsafe {
-            match alike + 1 {
-                1 => step.run::<V, E, 1>(),
-                2 => step.run::<V, E, 2>(),
-                3 => step.run::<V, E, 3>(),
-                _ => step.run::<V, E, ROWS_PER_STEP>(),
-            }
-        }
-        row += alike + 1;
+        // SAFETY: `n` rows exist; the tile has values for all groups that are there.
+        unsafe { with_rows!(n, weigh_step::<V, E>(&step)) }
+        row += n;
     }
 }
 
-/// Rows that see the same tokens of a tile.
-struct Step<'a> {
+/// A strip of rows that see the same tokens of a tile.
+struct Step {
     /// `[rows, TILE]`.
     weights: *const f32,
     /// `[rows]`.
     kept: *const f32,
-    /// `[rows, value_dim]`.
+    /// `[rows, value_dim]`, from the strip on.
     out: *mut f32,
     value_dim: usize,
-    visible: Range<usize>,
-    values: &'a [*const u8; GROUPS_PER_TILE],
+    /// The strip's values of each group.
+    values: [*const u8; GROUPS_PER_TILE],
     groups: Range<usize>,
+    visible: Visible,
 }
 
-impl Step<'_> {
-    /// `out[r] = out[r] * kept[r] + Σ_t weights[r, t] v[t]` for `R` rows.
-    #[inline(always)]
-    unsafe fn run<V: Lanes, E: Element, const R: usize>(&self) {
-        for strip in 0..self.value_dim / STRIP {
-            // SAFETY: the rows have `value_dim` outputs, a multiple of 16.
-            unsafe {
-                let mut sums = [[V::splat(0.0); 2]; R];
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let (out, kept) = (self.out.add(r * self.value_dim + strip * STRIP), V::splat(*self.kept.add(r)));
-                    *sum = [V::load(out).mul(kept), V::load(out.add(LANES)).mul(kept)];
-                }
-                for group in self.groups.clone() {
-                    let values = self.values[group].add(strip * GROUP_TOKENS * STRIP * E::BYTES);
-                    let weights = self.weights.add(group * GROUP_TOKENS);
-                    let tokens = visible_of_group(&self.visible, group);
-                    if tokens.len() == GROUP_TOKENS {
-                        add_tokens::<V, E, R>(&mut sums, weights, values, 0..GROUP_TOKENS);
-                    } else {
-                        add_tokens::<V, E, R>(&mut sums, weights, values, tokens);
-                    }
-                }
-                for (r, sum) in sums.into_iter().enumerate() {
-                    let out = self.out.add(r * self.value_dim + strip * STRIP);
-                    sum[0].store(out);
-                    sum[1].store(out.add(LANES));
-                }
+/// `out[r] = out[r] * kept[r] + Σ_t weights[r, t] v[t]` for `R` rows and 16 dimensions.
+#[inline(always)]
+unsafe fn weigh_step<V: Lanes, E: Element, const R: usize>(step: &Step) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [[V::splat(0.0); 2]; R];
+        for (r, sum) in sums.iter_mut().enumerate() {
+            let (out, kept) = (step.out.add(r * step.value_dim), V::splat(*step.kept.add(r)));
+            *sum = [V::load(out).mul(kept), V::load(out.add(LANES)).mul(kept)];
+        }
+        for group in step.groups.clone() {
+            let weights = step.weights.add(group * GROUP_TOKENS);
+            let tokens = step.visible.of_group(group);
+            if tokens.len() == GROUP_TOKENS {
+                add_tokens::<V, E, R>(&mut sums, weights, step.values[group], 0..GROUP_TOKENS);
+            } else {
+                add_tokens::<V, E, R>(&mut sums, weights, step.values[group], tokens);
             }
+        }
+        for (r, sum) in sums.into_iter().enumerate() {
+            let out = step.out.add(r * step.value_dim);
+            sum[0].store(out);
+            sum[1].store(out.add(LANES));
         }
     }
 }

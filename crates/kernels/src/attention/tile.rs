@@ -11,6 +11,9 @@ use crate::exp::exp;
 use crate::kv_pages::GROUP_TOKENS;
 use crate::lanes::{LANES, Lanes};
 
+/// Bytes.
+const CACHE_LINE: usize = 64;
+
 /// The keys and values of a tile, and who sees what of it.
 pub(crate) struct Tile<'a> {
     /// Keys of each group of 16 tokens; empty where no row sees any of them.
@@ -32,12 +35,13 @@ pub(crate) struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// The keys that a row sees, counted from the tile's first. Never empty for rows that [`Tile::rows`] gives.
-    #[inline(always)]
-    pub(crate) fn visible(&self, row: usize) -> Range<usize> {
-        let position = self.first_position + row / self.group_rows;
+    /// The keys that the rows of a token of the block see, counted from the tile's first. Never empty for tokens whose
+    /// rows [`Tile::rows`] gives.
+    fn visible(&self, token: usize) -> Visible {
+        let position = self.first_position + token;
         let first = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        first.saturating_sub(self.start)..(position + 1).saturating_sub(self.start).min(TILE)
+        let end = (position + 1).saturating_sub(self.start).min(TILE);
+        Visible { start: first.saturating_sub(self.start) as u32, end: end as u32 }
     }
 
     /// Of a block of `n_tokens` tokens, the rows that see something of this tile.
@@ -53,62 +57,150 @@ impl Tile<'_> {
 
 /// How keys and values are stored, and so how they are multiplied.
 pub(crate) trait Store {
+    /// What the weights of a tile are relative to.
+    const REFERENCE: Reference;
     /// Makes ready the queries of a block: `work.q` holds them as floats, already scaled.
     fn prepare<V: Lanes>(work: &mut Work, rows: usize);
     /// `work.scores[row, ..] = q · k`, for the groups that are there.
     fn score<V: Lanes>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>);
-    /// `work.split.values[row] = values[row] * kept[row] + Σ_t p[row, t] v[t]`, over the tokens that a row sees.
+    /// `work.split.values[row] = values[row] * kept[row] + worth[row] * Σ_t p[row, t] v[t]`, over the tokens that a row
+    /// sees.
     fn weigh<V: Lanes>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>);
+}
+
+/// What the weights `e^(score - reference)` of a tile are relative to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reference {
+    /// The largest score of all tiles so far: weights can be summed as they are.
+    SoFar,
+    /// The largest score of the tile: weights use the whole of 0 to 1.
+    Tile,
+}
+
+/// The tokens of a tile that a row sees, counted from the tile's first.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Visible {
+    start: u32,
+    end: u32,
+}
+
+impl Visible {
+    pub(crate) fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+
+    /// The same within a group of the tile, counted from the group's first token.
+    #[inline(always)]
+    pub(crate) fn of_group(self, group: usize) -> Range<usize> {
+        let start = group * GROUP_TOKENS;
+        let within = |token: u32| (token as usize).saturating_sub(start).min(GROUP_TOKENS);
+        within(self.start)..within(self.end)
+    }
+}
+
+/// How many of the rows from `row` to `end` see the same tokens, `most` at most. What is seen moves on from row to row,
+/// so that nothing lies between equals.
+#[inline(always)]
+pub(crate) fn alike(visible: &[Visible], row: usize, end: usize, most: usize) -> usize {
+    let most = most.min(end - row);
+    if visible[row] == visible[row + most - 1] {
+        return most;
+    }
+    visible[row..row + most].iter().take_while(|v| **v == visible[row]).count()
 }
 
 /// Lets `rows` see a tile.
 #[inline(always)]
 pub(crate) fn see<V: Lanes, S: Store>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>) {
+    for (token, visible) in work.visible[..rows.end].chunks_exact_mut(tile.group_rows).enumerate() {
+        visible.fill(tile.visible(token));
+    }
     S::score::<V>(work, rows.clone(), tile);
     for row in rows.clone() {
-        soften::<V>(work, row, tile.visible(row));
+        work.reference[row] = largest_visible::<V>(&mut work.scores[row * TILE..][..TILE], work.visible[row].range());
+    }
+    compare::<V, S>(work, rows.clone());
+    for row in rows.clone() {
+        soften::<V>(work, row);
     }
     S::weigh::<V>(work, rows, tile);
 }
 
-/// Turns the scores of a row into weights, and says what is kept of the earlier ones.
+/// Hides the scores that a row must not see; gives the largest of the others.
 #[inline(always)]
-fn soften<V: Lanes>(work: &mut Work, row: usize, visible: Range<usize>) {
-    let scores = &mut work.scores[row * TILE..][..TILE];
-    scores[..visible.start].fill(f32::NEG_INFINITY);
-    scores[visible.end..].fill(f32::NEG_INFINITY);
-    let sums = &mut work.lane_sums[row * LANES..][..LANES];
-    // SAFETY: a row has TILE scores, a multiple of eight, and eight sums.
-    unsafe {
-        let mut s = [V::splat(f32::NEG_INFINITY); TILE / LANES];
-        let mut largest = V::splat(f32::NEG_INFINITY);
-        for (i, s) in s.iter_mut().enumerate() {
-            *s = V::load(scores.as_ptr().add(i * LANES));
-            largest = largest.max(*s);
+fn largest_visible<V: Lanes>(scores: &mut [f32], visible: Range<usize>) -> f32 {
+    if visible != (0..TILE) {
+        scores[..visible.start].fill(f32::NEG_INFINITY);
+        scores[visible.end..].fill(f32::NEG_INFINITY);
+    }
+    let mut largest = [V::splat(f32::NEG_INFINITY); 2];
+    for at in (0..TILE).step_by(2 * LANES) {
+        // SAFETY: a row has TILE scores, a multiple of sixteen.
+        unsafe {
+            largest[0] = largest[0].max(V::load(scores.as_ptr().add(at)));
+            largest[1] = largest[1].max(V::load(scores.as_ptr().add(at + LANES)));
         }
-        let before = work.split.largest[row];
-        let now = larger(before, largest.largest());
-        let kept = exp(V::splat(before - now));
-        let mut sum = V::load(sums.as_ptr()).mul(kept);
-        for (i, s) in s.into_iter().enumerate() {
-            let p = exp(s.sub(V::splat(now)));
-            p.store(scores.as_mut_ptr().add(i * LANES));
-            sum = sum.add(p);
+    }
+    largest[0].max(largest[1]).largest()
+}
+
+/// With each row's largest score of the tile in `reference`: finds the largest so far, and what that makes of earlier
+/// weights and of the tile's. Eight rows at a time, of which some may lie beside `rows`: minus infinity leaves those alone.
+#[inline(always)]
+fn compare<V: Lanes, S: Store>(work: &mut Work, rows: Range<usize>) {
+    let eights = rows.start / LANES * LANES..rows.end.next_multiple_of(LANES);
+    let Work { reference, worth, kept, split, .. } = work;
+    reference[eights.start..rows.start].fill(f32::NEG_INFINITY);
+    reference[rows.end..eights.end].fill(f32::NEG_INFINITY);
+    for first in eights.step_by(LANES) {
+        let eight = |of: &mut [f32]| of[first..first + LANES].as_mut_ptr();
+        let [reference, worth, kept] = [&mut *reference, worth, kept].map(|of| eight(of));
+        let largest = eight(&mut split.largest);
+        // SAFETY: eight floats each.
+        unsafe {
+            let (before, tile) = (V::load(largest), V::load(reference));
+            let now = before.max(tile);
+            now.store(largest);
+            exp(before.sub(now)).store(kept);
+            match S::REFERENCE {
+                Reference::SoFar => {
+                    now.store(reference);
+                    V::splat(1.0).store(worth);
+                }
+                Reference::Tile => exp(tile.sub(now)).store(worth),
+            }
         }
-        sum.store(sums.as_mut_ptr());
-        work.kept[row] = kept.to_array()[0];
-        work.split.largest[row] = now;
     }
 }
 
+/// Turns the scores of a row into weights, and sums them.
 #[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
+fn soften<V: Lanes>(work: &mut Work, row: usize) {
+    let scores = work.scores[row * TILE..][..TILE].as_mut_ptr();
+    let sums = work.lane_sums[row * LANES..][..LANES].as_mut_ptr();
+    let reference = V::splat(work.reference[row]);
+    let mut sum = V::splat(0.0);
+    for at in (0..TILE).step_by(LANES) {
+        // SAFETY: a row has TILE scores, a multiple of eight.
+        unsafe {
+            let p = exp(V::load(scores.add(at)).sub(reference));
+            p.store(scores.add(at));
+            sum = sum.add(p);
+        }
+    }
+    // SAFETY: a row has eight sums.
+    unsafe {
+        let earlier = V::load(sums).mul(V::splat(work.kept[row]));
+        sum.fma(V::splat(work.worth[row]), earlier).store(sums);
+    }
 }
 
-/// The tokens of a group that `visible`, counted from the tile's first, includes.
+/// Asks for the memory of part `part`, of `length` bytes, of a group.
 #[inline(always)]
-pub(crate) fn visible_of_group(visible: &Range<usize>, group: usize) -> Range<usize> {
-    let start = group * GROUP_TOKENS;
-    visible.start.saturating_sub(start).min(GROUP_TOKENS)..visible.end.saturating_sub(start).min(GROUP_TOKENS)
+pub(crate) fn fetch<V: Lanes>(group: &[u8], part: usize, length: usize) {
+    if group.len() > part * length {
+        for at in (0..length).step_by(CACHE_LINE) {
+            V::prefetch(group.as_ptr().wrapping_add(part * length + at));
+        }
+    }
 }

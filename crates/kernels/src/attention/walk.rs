@@ -94,53 +94,57 @@ fn see_split<V: Lanes, S: Store>(layer: &AttentionLayer<'_>, plan: &Plan, item: 
     let block = &item.block;
     let first = plan.shape.first_visible(block.first_position).max(split * SPLIT);
     let end = (block.first_position + block.n_tokens).min((split + 1) * SPLIT);
-    let mut groups = tile_groups(first / TILE, first, end);
-    let mut keys = groups_of(layer, plan, item, first / TILE, &groups).0;
+    let table = &plan.pages[block.pages.clone()];
+    let mut this = Groups::find(layer, table, item.head, first / TILE, first..end);
     for tile in first / TILE..end.div_ceil(TILE) {
-        let next_groups = tile_groups(tile + 1, first, end);
-        let next_keys = groups_of(layer, plan, item, tile + 1, &next_groups).0;
+        let next = Groups::find(layer, table, item.head, tile + 1, first..end);
         let tile = Tile {
-            keys,
-            values: groups_of(layer, plan, item, tile, &groups).1,
-            groups,
-            next_keys,
+            keys: this.keys,
+            values: this.values,
+            groups: this.range,
+            next_keys: next.keys,
             start: tile * TILE,
             first_position: block.first_position,
             group_rows: plan.shape.group(),
             window: plan.shape.window,
         };
         see::<V, S>(work, tile.rows(block.n_tokens), &tile);
-        (groups, keys) = (next_groups, next_keys);
+        this = next;
     }
 }
 
-/// Groups of a tile that hold any of the positions `first..end`.
-fn tile_groups(tile: usize, first: usize, end: usize) -> Range<usize> {
-    let start = tile * TILE;
-    let (first, end) = (first.saturating_sub(start).min(TILE), end.saturating_sub(start).min(TILE));
-    first / GROUP_TOKENS..end.div_ceil(GROUP_TOKENS)
+/// Groups of 16 tokens of a tile.
+struct Groups<'a> {
+    keys: [&'a [u8]; GROUPS_PER_TILE],
+    values: [&'a [u8]; GROUPS_PER_TILE],
+    /// Those that are there.
+    range: Range<usize>,
 }
 
-type Groups<'a> = [&'a [u8]; GROUPS_PER_TILE];
-
-/// Keys and values of the given groups of a tile.
-#[inline(always)]
-fn groups_of<'a>(
-    layer: &AttentionLayer<'a>,
-    plan: &Plan,
-    item: &Item,
-    tile: usize,
-    groups: &Range<usize>,
-) -> (Groups<'a>, Groups<'a>) {
-    let (mut keys, mut values): (Groups<'a>, Groups<'a>) = Default::default();
-    let table = &plan.pages[item.block.pages.clone()];
-    let groups_per_page = layer.pages.page_tokens() / GROUP_TOKENS;
-    for group in groups.clone() {
-        let index = tile * GROUPS_PER_TILE + group;
-        let (page, slot) = (table[index / groups_per_page], index % groups_per_page);
-        (keys[group], values[group]) = layer.pages.group(layer.layer, item.head, page, slot);
+impl<'a> Groups<'a> {
+    /// Those groups of a tile that hold any of `positions`.
+    fn find(
+        layer: &AttentionLayer<'a>,
+        table: &[u32],
+        head: usize,
+        tile: usize,
+        positions: Range<usize>,
+    ) -> Groups<'a> {
+        let within = |position: usize| position.saturating_sub(tile * TILE).min(TILE);
+        let range = within(positions.start) / GROUP_TOKENS..within(positions.end).div_ceil(GROUP_TOKENS);
+        let mut found = Groups { keys: Default::default(), values: Default::default(), range: range.clone() };
+        let groups_per_page = layer.pages.page_tokens() / GROUP_TOKENS;
+        let first = tile * GROUPS_PER_TILE + range.start;
+        let (mut page, mut slot) = (first / groups_per_page, first % groups_per_page);
+        for group in range {
+            (found.keys[group], found.values[group]) = layer.pages.group(layer.layer, head, table[page], slot);
+            slot += 1;
+            if slot == groups_per_page {
+                (page, slot) = (page + 1, 0);
+            }
+        }
+        found
     }
-    (keys, values)
 }
 
 /// Folds a split into the splits before it: both sums are brought to the larger of the two largest scores.

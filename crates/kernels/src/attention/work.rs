@@ -1,6 +1,7 @@
 //! What a thread needs to attend for a block of query rows: all its memory, taken once.
 
 use crate::attention::TILE;
+use crate::attention::tile::Visible;
 use crate::lanes::LANES;
 
 /// Running softmax of a block: `e^(s - largest)` weighs the values. A row that has seen no token has `sum` 0.
@@ -28,6 +29,12 @@ pub(crate) struct Work {
     pub(crate) q_scales: Vec<f32>,
     /// Scores of a tile, then its weights, `[rows, TILE]`.
     pub(crate) scores: Vec<f32>,
+    /// What each row sees of a tile, `[rows]`.
+    pub(crate) visible: Vec<Visible>,
+    /// What the weights of a tile are relative to, `[rows]`: weights are `e^(score - reference)`.
+    pub(crate) reference: Vec<f32>,
+    /// What a tile's weights are worth, `[rows]`: `e^(reference - largest)`.
+    pub(crate) worth: Vec<f32>,
     /// What is left of a row's earlier weights after a tile, `[rows]`.
     pub(crate) kept: Vec<f32>,
     /// Sums of weights lane by lane, `[rows, 8]`.
@@ -36,23 +43,23 @@ pub(crate) struct Work {
     pub(crate) split: Softmax,
     /// Of all splits before it.
     pub(crate) total: Softmax,
-    /// A tile's keys, then its values, widened to f32 when many rows use them, `[TILE, value_dim]`.
-    pub(crate) widened: Vec<f32>,
-    /// Weights times scales of the values as integers, `[rows of a step, blocks, TILE]`.
+    /// Weights times scales of a block of the values, as integers, `[rows, TILE]`.
     pub(crate) weights: Vec<i16>,
 }
 
 impl Work {
     /// Makes room for `rows` rows.
-    pub(crate) fn fit(&mut self, rows: usize, head_dim: usize, value_dim: usize, blocks: usize) {
+    pub(crate) fn fit(&mut self, rows: usize, head_dim: usize, value_dim: usize) {
         (self.head_dim, self.value_dim) = (head_dim, value_dim);
+        // Numbers that rows have one of are computed eight at a time.
+        let rows = rows.next_multiple_of(LANES);
+        grow(&mut self.visible, rows);
         grow(&mut self.q, rows * head_dim);
         grow(&mut self.q_integers, rows * head_dim);
         grow(&mut self.scores, rows * TILE);
         grow(&mut self.lane_sums, rows * LANES);
-        grow(&mut self.widened, TILE * value_dim);
-        grow(&mut self.weights, super::ROWS_PER_STEP * blocks * TILE);
-        for per_row in [&mut self.q_scales, &mut self.kept] {
+        grow(&mut self.weights, rows * TILE);
+        for per_row in [&mut self.q_scales, &mut self.reference, &mut self.worth, &mut self.kept] {
             grow(per_row, rows);
         }
         for softmax in [&mut self.split, &mut self.total] {
