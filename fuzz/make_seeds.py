@@ -103,6 +103,37 @@ def torch_file():
     return out.getvalue()
 
 
+def vocabulary():
+    """Piece and kind (SentencePiece's numbers) of a small vocabulary with byte fallback."""
+    yield from (("<unk>", 2), ("<s>", 3), ("</s>", 3), ("<tool>", 4))
+    yield from ((f"<0x{byte:02X}>", 6) for byte in range(256))
+    yield from ((piece, 1) for piece in ("▁", "a", "b", "▁a", "ab", "▁ab", "▁▁"))
+
+
+def tokenizer_model():
+    def field(number, value):
+        return bytes([number << 3 | 2, len(value)]) + value
+
+    pieces = [field(1, p.encode()) + b"\x15" + struct.pack("<f", -i) + bytes([0x18, kind]) for i, (p, kind) in enumerate(vocabulary())]
+    trainer, normalizer = bytes([0x18, 2]), field(1, b"identity") + bytes([0x18, 1, 0x20, 0])
+    return b"".join(field(1, piece) for piece in pieces) + field(2, trainer) + field(3, normalizer)
+
+
+def tokenizer_json():
+    pieces = list(vocabulary())
+    model = dict(type="BPE", unk_token="<unk>", byte_fallback=True, vocab={p: i for i, (p, _) in enumerate(pieces)},
+                 merges=["▁ a", "a b", "▁a b", "▁ ab", "▁ ▁"])
+    added = [dict(id=i, content=p, special=kind != 4) for i, (p, kind) in enumerate(pieces) if kind in (2, 3, 4)]
+    metaspace = dict(type="Metaspace", replacement="▁", prepend_scheme="first", split=False)
+    return json.dumps(dict(added_tokens=added, pre_tokenizer=metaspace, model=model), ensure_ascii=False).encode()
+
+
+def byte_level_json():
+    alphabet = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 324))]
+    model = dict(type="BPE", vocab={c: i for i, c in enumerate(alphabet + ["Ġa", "ab"])}, merges=[["Ġ", "a"], ["a", "b"]])
+    return json.dumps(dict(pre_tokenizer=dict(type="ByteLevel", add_prefix_space=False), model=model)).encode()
+
+
 if __name__ == "__main__":
     put("gguf", "v2", gguf(2))
     put("gguf", "v3", gguf(3))
@@ -111,3 +142,8 @@ if __name__ == "__main__":
     put("torch", "pickle", pickled())
     for config in [*FIXTURES.glob("*/config.json"), *FIXTURES.glob("*/mistral-raw/*/params.json")]:
         put("params", "-".join(config.relative_to(FIXTURES).parts), config.read_bytes())
+    put("tokenizer_model", "small", tokenizer_model())
+    put("tokenizer_json", "sentencepiece", tokenizer_json())
+    put("tokenizer_json", "byte-level", byte_level_json())
+    for text in ("Hello", " a  ab▁", "<s>[INST]</s>", "é😀\n"):
+        put("encode", str(len(text)), text.encode())

@@ -206,6 +206,8 @@ fn sandbox() -> Environment<'static> {
     });
     environment.add_function("strftime_now", |format: String| date::now(&format));
     environment.add_filter("tojson", to_json);
+    environment.add_filter("int", int_or_zero);
+    environment.add_filter("float", float_or_zero);
     environment
 }
 
@@ -258,6 +260,39 @@ fn plain_json(state: &State, value: &minijinja::Value, depth: usize) -> Result<V
         ValueKind::Number => serde_json::to_value(value).unwrap_or(Value::Null),
         _ => Value::String(value.to_string()),
     })
+}
+
+/// Jinja's `int` takes what is no number for 0, and templates count on that to tell numbers from other text.
+fn int_or_zero(
+    state: &State,
+    value: &minijinja::Value,
+    default: Option<minijinja::Value>,
+    base: Option<u32>,
+    options: Kwargs,
+) -> Result<minijinja::Value, minijinja::Error> {
+    let default = default_of(default, &options)?.unwrap_or_else(|| 0.into());
+    minijinja::filters::int(state, value, Some(default), base, options)
+}
+
+/// The same for `float`.
+fn float_or_zero(
+    state: &State,
+    value: &minijinja::Value,
+    default: Option<minijinja::Value>,
+    options: Kwargs,
+) -> Result<minijinja::Value, minijinja::Error> {
+    let default = default_of(default, &options)?.unwrap_or_else(|| 0.0.into());
+    minijinja::filters::float(state, value, Some(default), options)
+}
+
+fn default_of(
+    positional: Option<minijinja::Value>,
+    options: &Kwargs,
+) -> Result<Option<minijinja::Value>, minijinja::Error> {
+    match positional {
+        Some(value) => Ok(Some(value)),
+        None => options.get("default"),
+    }
 }
 
 fn refusal_in(error: &minijinja::Error) -> Option<String> {
