@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use octet_checkpoint::gguf::{Array, Value};
+use octet_checkpoint::gguf::Value;
 use octet_checkpoint::write::gguf::shape_keys;
 use octet_checkpoint::{Checkpoint, ElementType, Layout, Params};
 use octet_tokenizer::Tokenizer;
@@ -88,7 +88,7 @@ impl TokenizerFiles {
         }
         match (&self.tokenizer, checkpoint.gguf()) {
             (_, Some(_)) => {}
-            (Some(tokenizer), None) => keys.0.extend(padded(tokenizer.to_gguf(), params.vocab_size)),
+            (Some(tokenizer), None) => keys.0.extend(tokenizer.padded_to(params.vocab_size).to_gguf()),
             // llama.cpp opens such a file too; it then takes and gives token ids only.
             (None, None) => {
                 keys.set("tokenizer.ggml.model", Value::String("none".into()));
@@ -100,27 +100,6 @@ impl TokenizerFiles {
         }
         keys.0
     }
-}
-
-/// The vocabulary's lists made as long as the embedding, which may have rows for tokens that no text becomes: GGUF's
-/// readers count on equal lengths.
-fn padded(mut keys: Vec<(String, Value)>, vocab_size: usize) -> Vec<(String, Value)> {
-    const UNUSED: i32 = 5;
-    for (key, value) in &mut keys {
-        match (key.as_str(), value) {
-            ("tokenizer.ggml.tokens", Value::Array(Array::String(tokens))) => {
-                (tokens.len()..vocab_size).for_each(|id| tokens.push(format!("[PAD{id}]")));
-            }
-            ("tokenizer.ggml.scores", Value::Array(Array::F32(scores))) if scores.len() < vocab_size => {
-                scores.resize(vocab_size, -10_000.0);
-            }
-            ("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds))) if kinds.len() < vocab_size => {
-                kinds.resize(vocab_size, UNUSED);
-            }
-            _ => {}
-        }
-    }
-    keys
 }
 
 /// Keys in the order of their first appearance.
