@@ -221,7 +221,7 @@ fn a_closed_pipe_is_no_panic() {
 
 #[test]
 fn filters_refuse_what_is_no_json() {
-    let model = fixtures().join("../cache/tokenizer.model.v1");
+    let model = scratch::tokenizer("tokenizer.model.v1");
     let model = text(&model);
     octet_reading("[1, 2", ["tokenize", model, "--json"]).refused_naming(&["standard input"]);
     octet_reading("{}", ["tokenize", model, "--json"]).refused_naming(&["standard input"]);

@@ -59,6 +59,14 @@ pub fn fixtures() -> PathBuf {
     std::env::var_os("OCTET_FIXTURES").map_or_else(|| default.into(), PathBuf::from)
 }
 
+/// A real tokenizer of Mistral's, such as `tokenizer.model.v1`.
+pub fn tokenizer(name: &str) -> PathBuf {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cache/mistral-common");
+    let path = std::env::var_os("OCTET_TOKENIZERS").map_or_else(|| default.into(), PathBuf::from).join(name);
+    assert!(path.is_file(), "{} is missing: run tests/fetch_tokenizers first", path.display());
+    path
+}
+
 /// A path as an argument.
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
