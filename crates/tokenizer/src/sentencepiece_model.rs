@@ -208,12 +208,12 @@ impl Tokenizer {
         let Algorithm::SentencePiece { encoder, ranking, .. } = &*self.parts().algorithm else { return None };
         let vocabulary = &self.parts().vocabulary;
         let mut file = Writer::default();
-        for ((id, token), score) in vocabulary.tokens().zip(ranking.scores(vocabulary)) {
-            let mut piece = Writer::default();
-            piece.bytes(1, vocabulary.exported_piece(id).as_bytes());
-            piece.float(2, score);
-            piece.varint(3, kind_number(token.kind));
-            file.bytes(1, &piece.finish());
+        for ((piece, kind), score) in vocabulary.exported().zip(ranking.scores(vocabulary)) {
+            let mut token = Writer::default();
+            token.bytes(1, piece.as_bytes());
+            token.float(2, score);
+            token.varint(3, kind_number(kind));
+            file.bytes(1, &token.finish());
         }
         file.bytes(2, &self.trainer_spec());
         let mut normalizer = Writer::default();

@@ -69,10 +69,16 @@ impl Vocabulary {
         padded
     }
 
-    /// The token's name for files in which every token needs one of its own: holes are called `[PAD7]`.
-    pub(crate) fn exported_piece(&self, id: u32) -> Cow<'_, str> {
-        let piece = self.piece(id).unwrap_or_default();
-        if self.id(piece) == Some(id) && !piece.is_empty() { piece.into() } else { format!("[PAD{id}]").into() }
+    /// The tokens for files in which each needs a name of its own: holes, and tokens whose name an earlier one has,
+    /// are unused there and called `[PAD7]`.
+    pub(crate) fn exported(&self) -> impl Iterator<Item = (Cow<'_, str>, TokenKind)> {
+        self.tokens().map(|(id, token)| {
+            if self.id(&token.piece) == Some(id) && !token.piece.is_empty() {
+                (token.piece.as_str().into(), token.kind)
+            } else {
+                (format!("[PAD{id}]").into(), TokenKind::Unused)
+            }
+        })
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -53,8 +53,8 @@ impl Tokenizer {
 
     fn tokens_to(&self, keys: &mut Keys) {
         let vocabulary = &self.parts().vocabulary;
-        let pieces = (0..vocabulary.len() as u32).map(|id| vocabulary.exported_piece(id).into_owned()).collect();
-        let kinds = vocabulary.tokens().map(|(_, token)| kind_number(token.kind) as i32).collect();
+        let (pieces, kinds) =
+            vocabulary.exported().map(|(piece, kind)| (piece.into_owned(), kind_number(kind) as i32)).unzip();
         keys.add("tokens", Value::Array(Array::String(pieces)));
         keys.add("token_type", Value::Array(Array::I32(kinds)));
     }

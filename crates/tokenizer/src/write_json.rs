@@ -98,8 +98,8 @@ fn byte_level(encoder: &ByteLevel, mut model: Value) -> Pipeline {
 }
 
 fn model(vocabulary: &Vocabulary, merges: &[(u32, u32)]) -> Value {
-    let ids = 0..vocabulary.len() as u32;
-    let vocab: Map<String, Value> = ids.map(|id| (vocabulary.exported_piece(id).into_owned(), id.into())).collect();
+    let pieces = vocabulary.exported().map(|(piece, _)| piece.into_owned());
+    let vocab: Map<String, Value> = pieces.zip(0u32..).map(|(piece, id)| (piece, id.into())).collect();
     let pair = |&(left, right): &(u32, u32)| json!([vocabulary.piece(left), vocabulary.piece(right)]);
     let unknown = vocabulary.of_kind(TokenKind::Unknown).map(|(_, token)| token.piece.as_str()).next();
     let has_bytes = vocabulary.tokens().any(|(_, token)| matches!(token.kind, TokenKind::Byte(_)));

@@ -244,3 +244,16 @@ fn paths_without_a_tokenizer() {
         assert!(line.contains(name) && !line.contains('\n'), "{line}");
     }
 }
+
+/// Found by fuzzing: of two tokens with one name the second is written as an unused one.
+#[test]
+fn tokens_of_one_name_are_written_apart() {
+    let mut file = small_sentencepiece();
+    file["model"]["vocab"]["b"] = 300.into();
+    file["added_tokens"].as_array_mut().unwrap().push(json!({"id": 299, "content": "<0x0A>", "special": false}));
+    let twice = tokenizer(&file);
+    let model = twice.to_sentencepiece_model().unwrap();
+    let reread = Tokenizer::from_sentencepiece_model(&model, Path::new("m")).unwrap();
+    assert_eq!((reread.vocab_size(), reread.piece(299), reread.piece(298)), (301, "[PAD299]", "[PAD298]"));
+    assert_eq!(reread.encode("a\nb"), twice.encode("a\nb"));
+}
