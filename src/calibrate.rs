@@ -35,7 +35,7 @@ pub fn run(checkpoint: &Arc<Checkpoint>, text: &Path, max_tokens: usize, threads
     let mut importance = Importance::default();
     importance.datasets.push(name);
     let mut cache = KvCache::new(model.config(), KvType::F32, CHUNK_TOKENS.next_multiple_of(KvCache::PAGE_TOKENS))?;
-    let (mut workspace, calibrating) = (Workspace::default(), Progress::new("calibrating"));
+    let (mut workspace, calibrating) = (Workspace::default(), Progress::of_tokens("calibrating"));
     let mut done = 0;
     for chunk in ids.chunks(CHUNK_TOKENS) {
         let sequence = cache.add_sequence();
