@@ -6,10 +6,10 @@ use crate::byte_level::{self, ByteLevel, LeadingSpace, Options, WholeWords};
 use crate::merge::MergeTable;
 use crate::ranking::Ranking;
 use crate::sentencepiece::{self, SentencePiece, SpacePrefix};
-use crate::sentencepiece_model::token_kind;
+use crate::sentencepiece_model::{byte_of, token_kind};
 use crate::split::Splitter;
 use crate::tokenizer::{Algorithm, Parts, Specials, Templates};
-use crate::vocabulary::{Token, TokenKind, Vocabulary};
+use crate::vocabulary::{Token, TokenKind, Vocabulary, looks_like_control};
 use octet_checkpoint::gguf::Metadata;
 use std::path::Path;
 use std::sync::Arc;
@@ -147,7 +147,12 @@ impl Reader<'_> {
             return Err(Error::malformed(self.path, "tokenizer.ggml.tokens is missing"));
         };
         let kinds = match self.metadata.array("tokenizer.ggml.token_type") {
-            None => vec![1; pieces.len()],
+            None => {
+                return Ok(pieces
+                    .iter()
+                    .map(|piece| Token { piece: piece.clone(), kind: kind_by_name(piece) })
+                    .collect());
+            }
             Some(kinds) => kinds
                 .integers()
                 .ok_or_else(|| Error::malformed(self.path, "tokenizer.ggml.token_type is not a list of integers"))?,
@@ -200,5 +205,15 @@ impl Reader<'_> {
 
     fn uneven(&self, key: &str, length: usize, tokens: usize) -> Error {
         Error::malformed(self.path, format!("{key} has {length} entries for {tokens} tokens"))
+    }
+}
+
+/// The kind of a token in a file that says nothing about kinds.
+fn kind_by_name(piece: &str) -> TokenKind {
+    match piece {
+        "<unk>" => TokenKind::Unknown,
+        "<s>" | "</s>" => TokenKind::Control,
+        _ if looks_like_control(piece) => TokenKind::Control,
+        _ => byte_of(piece).map_or(TokenKind::Normal, TokenKind::Byte),
     }
 }

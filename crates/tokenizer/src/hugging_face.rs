@@ -6,6 +6,7 @@ use crate::vocabulary::Vocabulary;
 use crate::{Error, Tokenizer};
 use serde::Deserialize;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// No real file of this kind is larger; templates have some ten thousand bytes.
@@ -23,6 +24,39 @@ struct TokenizerConfig {
     pad_token: TokenName,
     add_bos_token: Option<bool>,
     chat_template: Option<TemplateField>,
+    #[serde(default)]
+    added_tokens_decoder: BTreeMap<String, AddedTokenField>,
+}
+
+#[derive(Deserialize)]
+struct AddedTokenField {
+    content: String,
+    #[serde(default)]
+    special: bool,
+}
+
+/// A token that a fine-tuned model has beyond its vocabulary file.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct AddedToken {
+    pub(crate) id: u32,
+    pub(crate) content: String,
+    pub(crate) is_special: bool,
+}
+
+/// The added tokens that `tokenizer_config.json` and the older `added_tokens.json` of a folder name. The latter does
+/// not say which are special; those that the model was tuned to see rarely are text, so all are.
+pub(crate) fn added_tokens(folder: &Path) -> Result<Vec<AddedToken>, Error> {
+    let config: TokenizerConfig = read_json(&folder.join("tokenizer_config.json"))?;
+    let older: BTreeMap<String, u32> = read_json(&folder.join("added_tokens.json"))?;
+    let mut added: BTreeMap<u32, AddedToken> = BTreeMap::new();
+    for (content, id) in older {
+        added.insert(id, AddedToken { id, content, is_special: true });
+    }
+    for (id, AddedTokenField { content, special }) in config.added_tokens_decoder {
+        let Ok(id) = id.parse() else { continue };
+        added.insert(id, AddedToken { id, content, is_special: special });
+    }
+    Ok(added.into_values().collect())
 }
 
 /// A token as text, or as an object with its text.

@@ -2,7 +2,8 @@
 //!
 //! | given | read |
 //! | --- | --- |
-//! | a folder | `tokenizer.json`, or `tokenizer.model` where it has the same tokens or stands alone; else its GGUF |
+//! | a folder | `tokenizer.json`, or `tokenizer.model` if it has the same tokens |
+//! | without `tokenizer.json` | `tokenizer.model` and the added tokens that the small files name; else its GGUF |
 //! | a GGUF | its own vocabulary; of a split one, the first part's |
 //! | `tokenizer.json`, `tokenizer.model*` | that file alone |
 //! | another file of a checkpoint | its folder |
@@ -10,7 +11,7 @@
 //! `tokenizer.model` goes before an equal `tokenizer.json` because it is what the model was trained with: the
 //! conversions differ from it in runs of spaces and after control tokens.
 
-use crate::hugging_face::{complete, read_bounded};
+use crate::hugging_face::{added_tokens, complete, read_bounded};
 use crate::{Error, Tokenizer};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -41,17 +42,18 @@ pub(crate) fn open(path: &Path) -> Result<Tokenizer, Error> {
 fn open_folder(folder: &Path) -> Result<Tokenizer, Error> {
     let json = folder.join("tokenizer.json");
     let from_json = json.is_file().then(|| open(&json));
-    let from_model = newest_model(folder)?.map(|model| open(&model));
-    let tokenizer = match (from_json, from_model) {
-        (Some(Ok(json)), Some(Ok(model))) => {
-            if has_same_tokens(&json, &model) {
-                model
-            } else {
-                json
-            }
+    let model = newest_model(folder)?;
+    let tokenizer = match (from_json, model) {
+        (Some(Ok(json)), Some(model)) => match open(&model) {
+            Ok(model) if has_same_tokens(&json, &model) => model,
+            _ => json,
+        },
+        (Some(Ok(json)), None) => json,
+        (_, Some(model)) => {
+            let bytes = read_bounded(&model, LARGEST_TOKENIZER_BYTES)?;
+            Tokenizer::from_sentencepiece_and_added(&bytes, &model, &added_tokens(folder)?)?
         }
-        (Some(Ok(one)), _) | (_, Some(Ok(one))) => one,
-        (Some(Err(error)), _) | (None, Some(Err(error))) => return Err(error),
+        (Some(Err(error)), None) => return Err(error),
         (None, None) => return open_gguf_in(folder),
     };
     complete(tokenizer, folder)

@@ -4,6 +4,7 @@
 //! files never set differently (another algorithm, a normaliser, suffix spaces) are refused by name, because to
 //! ignore them would give wrong ids in silence.
 
+use crate::hugging_face::AddedToken;
 use crate::protobuf::{Value, Writer, fields};
 use crate::ranking::Ranking;
 use crate::sentencepiece::{SentencePiece, SpacePrefix, surface};
@@ -19,7 +20,13 @@ pub(crate) const UNKNOWN_SURFACE: &str = " \u{2047} ";
 impl Tokenizer {
     /// A tokenizer from the bytes of a `tokenizer.model`; `path` is only for messages.
     pub fn from_sentencepiece_model(bytes: &[u8], path: &Path) -> Result<Self, Error> {
-        let model = read(bytes, path)?;
+        Self::from_sentencepiece_and_added(bytes, path, &[])
+    }
+
+    /// The same with tokens that a fine-tuned model has beyond its `tokenizer.model`.
+    pub(crate) fn from_sentencepiece_and_added(bytes: &[u8], path: &Path, added: &[AddedToken]) -> Result<Self, Error> {
+        let mut model = read(bytes, path)?;
+        model.add(added, path)?;
         let vocabulary = Vocabulary::new(model.tokens, surface);
         let prefix = if model.adds_space_prefix { SpacePrefix::Start } else { SpacePrefix::Never };
         let encoder = SentencePiece::from_scores(&vocabulary, &model.scores, prefix, path)?;
@@ -52,6 +59,29 @@ pub(crate) struct Model {
     pub(crate) bos: String,
     pub(crate) eos: String,
     pub(crate) unknown_surface: String,
+}
+
+/// More added tokens than this are a damaged file; real models add a few hundred.
+const MOST_ADDED_TOKENS: u32 = 1 << 16;
+
+impl Model {
+    /// Appends the tokens whose ids are past the end; what lies between becomes unused.
+    fn add(&mut self, added: &[AddedToken], path: &Path) -> Result<(), Error> {
+        let bare = self.tokens.len() as u32;
+        for token in added.iter().filter(|token| token.id >= bare) {
+            if token.id - bare >= MOST_ADDED_TOKENS {
+                let problem =
+                    format!("the added token {:?} has the id {}, far beyond the others", token.content, token.id);
+                return Err(Error::malformed(path, problem));
+            }
+            let size = self.tokens.len().max(token.id as usize + 1);
+            self.tokens.resize(size, Token { piece: String::new(), kind: TokenKind::Unused });
+            let kind = if token.is_special { TokenKind::Control } else { TokenKind::UserDefined };
+            self.tokens[token.id as usize] = Token { piece: token.content.clone(), kind };
+        }
+        self.scores.resize(self.tokens.len(), 0.0);
+        Ok(())
+    }
 }
 
 const USE_THE_ORIGINAL: &str = "use the tokenizer.model of a Mistral, Mixtral or Llama model";

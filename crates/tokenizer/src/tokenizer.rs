@@ -149,9 +149,13 @@ impl Tokenizer {
         let Parts { algorithm, vocabulary, .. } = self.parts();
         match &**algorithm {
             Algorithm::SentencePiece { encoder, .. } => {
-                let prefix = match (spaces, encoder.prefix) {
-                    (Spaces::OneAtMost, SpacePrefix::Start | SpacePrefix::EachPart) => SpacePrefix::EachPartUnlessSpace,
-                    (_, prefix) => prefix,
+                let (place, prefix) = match (spaces, encoder.prefix) {
+                    (Spaces::OneAtMost, SpacePrefix::Start | SpacePrefix::EachPart) => {
+                        (place, SpacePrefix::EachPartUnlessSpace)
+                    }
+                    // SentencePiece knows no control tokens in text: what stands between them are texts of their own.
+                    (Spaces::AsFile, SpacePrefix::Start) => (Place::Start, SpacePrefix::Start),
+                    (_, prefix) => (place, prefix),
                 };
                 encoder.encode(part, place, prefix, ids);
             }

@@ -43,7 +43,14 @@ pub(crate) struct Vocabulary {
 impl Vocabulary {
     /// A vocabulary whose token `i` is `tokens[i]`. `surface` appends the bytes that a token of text stands for.
     /// Where two tokens have one piece, the first keeps the name.
-    pub(crate) fn new(tokens: Vec<Token>, surface: impl Fn(&Token, &mut Vec<u8>)) -> Self {
+    /// What looks like `<|im_start|>` steers the model, even if its file calls it user-defined, as those of many
+    /// fine-tuned models do: else a user could type it.
+    pub(crate) fn new(mut tokens: Vec<Token>, surface: impl Fn(&Token, &mut Vec<u8>)) -> Self {
+        for token in &mut tokens {
+            if token.kind == TokenKind::UserDefined && looks_like_control(&token.piece) {
+                token.kind = TokenKind::Control;
+            }
+        }
         let mut bytes = Vec::new();
         let mut ends = Vec::with_capacity(tokens.len());
         let mut by_piece = HashMap::with_capacity(tokens.len());
@@ -132,5 +139,23 @@ impl Vocabulary {
     /// The tokens of one kind.
     pub(crate) fn of_kind(&self, kind: TokenKind) -> impl Iterator<Item = (u32, &Token)> {
         self.tokens().filter(move |(_, token)| token.kind == kind)
+    }
+}
+
+/// Whether a name has the form `<|…|>`.
+pub(crate) fn looks_like_control(piece: &str) -> bool {
+    piece.len() > 4 && piece.starts_with("<|") && piece.ends_with("|>")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_looks_like_control_is_control() {
+        let user_defined = |piece: &str| Token { piece: piece.into(), kind: TokenKind::UserDefined };
+        let vocabulary = Vocabulary::new(vec![user_defined("<|im_start|>"), user_defined("<tool>")], |_, _| {});
+        assert_eq!((vocabulary.kind(0), vocabulary.kind(1)), (TokenKind::Control, TokenKind::UserDefined));
+        assert!(!looks_like_control("<||>"));
     }
 }

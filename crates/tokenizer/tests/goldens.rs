@@ -162,6 +162,31 @@ fn a_folder_of_hugging_face() {
     assert_eq!(from_model.chat_template(), Some("J"));
 }
 
+/// A fine-tuned model of 2023: the original's tokenizer.model, and two tokens that other files name.
+#[test]
+fn added_tokens_beside_a_sentencepiece_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, content: &[u8]| std::fs::write(folder.path().join(name), content).unwrap();
+    put("tokenizer.model", &std::fs::read(fetched(V1)).unwrap());
+    put("added_tokens.json", br#"{"<|im_end|>": 32000, "<|im_start|>": 32001}"#);
+    put(
+        "tokenizer_config.json",
+        br#"{"eos_token": "<|im_end|>", "added_tokens_decoder": {"2": {"content": "</s>", "special": true},
+            "32000": {"content": "<|im_end|>", "special": true}, "32002": {"content": "<tool>", "special": false}}}"#,
+    );
+    let tokenizer = Tokenizer::open(folder.path()).unwrap();
+    assert_eq!((tokenizer.vocab_size(), tokenizer.eos()), (32003, Some(32000)));
+    assert_eq!(tokenizer.encode_with_control("<|im_start|>Hello<|im_end|>"), [32001, 22557, 32000]);
+    assert!(tokenizer.encode("<|im_start|>").iter().all(|&id| id < 32000), "typed control tokens are text");
+    assert!(tokenizer.encode("a<tool>b").contains(&32002), "tokens that are not special are text of their own");
+    assert_eq!(ChatFormat::for_tokenizer(&tokenizer).unwrap().name(), "chatml");
+    assert!(tokenizer.is_end_of_generation(32000) && !tokenizer.is_end_of_generation(32002));
+
+    put("added_tokens.json", br#"{"x": 4000000000}"#);
+    let error = Tokenizer::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("\"x\" has the id 4000000000, far beyond"), "{error}");
+}
+
 #[test]
 fn padding_changes_no_ids() {
     let tokenizer = open(V1);
