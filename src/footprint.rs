@@ -75,7 +75,7 @@ impl std::fmt::Display for Footprint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let [total, weights, kv_cache, buffers] =
             [self.total(), self.weights, self.kv_cache, self.buffers].map(format::bytes);
-        write!(f, "{total}: weights {weights}, KV cache {kv_cache}, buffers {buffers}")
+        write!(f, "{total} (weights {weights}, KV cache {kv_cache}, buffers {buffers})")
     }
 }
 

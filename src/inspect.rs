@@ -233,7 +233,7 @@ fn mix_size(mix: Mix, params: &Params, usage: &Use, memory: Option<Memory>) -> M
 
 fn describe(report: &Report) -> String {
     let mut text = format!("{}\n", report.model.display());
-    let mut line = |label: &str, value: String| text += &format!("  {label:<13}{value}\n");
+    let mut line = |label: &str, value: String| text += &format!("  {label:<14}{value}\n");
     if let Some(layout) = report.layout {
         let bytes = report.files.iter().map(|file| file.bytes).sum();
         line("files", format!("{layout}, {} of {}", plural(report.files.len(), "file"), format::bytes(bytes)));

@@ -139,9 +139,9 @@ pub fn check_fits(model: &Path, options: &OpenOptions) -> anyhow::Result<()> {
         eprintln!("octet: free memory will do for {room} of {wanted} tokens of context; --context sets a limit");
         return Ok(());
     }
-    let advice = whole.advice.map_or(String::new(), |advice| format!("{advice}, or "));
+    let advice = whole.advice.unwrap_or_default();
     bail!(
-        "{} needs {}; {} are free: {advice}--load-anyway",
+        "{} needs {}, but {} are free; {advice}; --load-anyway tries",
         model.display(),
         whole.footprint,
         format::bytes(memory.available)
@@ -165,7 +165,7 @@ pub fn fit(
 fn advice(params: &Params, element_type: impl Fn(TensorName) -> ElementType, usage: &Use, memory: Memory) -> String {
     let room = longest_context(params, element_type, usage, memory);
     if room >= LEAST_CONTEXT && room >= usage.context / 2 {
-        return format!("fits with --context {room}");
+        return format!("with --context {room} it would");
     }
     let fits = |mix: &Mix, context: usize| {
         let usage = Use { context, ..*usage };
@@ -175,10 +175,10 @@ fn advice(params: &Params, element_type: impl Fn(TensorName) -> ElementType, usa
     for context in contexts {
         if let Some(mix) = Mix::all().find(|mix| fits(mix, context)) {
             let shorter = if context < usage.context { format!(" and --context {context}") } else { String::new() };
-            return format!("fits quantized to {}{shorter}", mix.name());
+            return format!("quantized to {}{shorter} it would", mix.name());
         }
     }
-    "no quantization of it fits this machine".into()
+    "no quantization of it would".into()
 }
 
 /// The longest context for each user that fits, in whole pages of 64 tokens; 0 if the weights alone do not.
@@ -231,14 +231,13 @@ fn multiply_adds(pool: &ThreadPool, kind: ElementType, dim: usize) -> f64 {
 impl Fit {
     /// One line for people.
     pub fn describe(&self) -> String {
-        let context = format::count(self.context as u64);
         let verdict = match (self.fits, &self.advice) {
             (Some(true), _) => "fits".to_owned(),
-            (Some(false), Some(advice)) => format!("does not fit as it is; {advice}"),
+            (Some(false), Some(advice)) => format!("does not fit; {advice}"),
             (Some(false), None) => "does not fit".to_owned(),
             (None, _) => "this system does not tell its memory".to_owned(),
         };
-        format!("{verdict}: with {context} tokens of context {}", self.footprint)
+        format!("{}, with {} tokens of context: {verdict}", self.footprint, format::count(self.context as u64))
     }
 }
 
@@ -246,7 +245,7 @@ fn describe(report: &Report) -> String {
     let speed = &report.speed;
     let users = if report.users == 1 { String::new() } else { format!(" for {} users together", report.users) };
     let mut text = format!("{}\n", report.model.display());
-    let mut line = |label: &str, value: String| text += &format!("  {label:<13}{value}\n");
+    let mut line = |label: &str, value: String| text += &format!("  {label:<14}{value}\n");
     if let Some(mix) = &report.quantize {
         line("quantized", mix.clone());
     }

@@ -254,7 +254,7 @@ fn functions(text: &str) -> Vec<(String, usize, usize)> {
         let indent = &line[..line.len() - line.trim_start().len()];
         let ends = |l: &&str| l.strip_prefix(indent).is_some_and(|rest| rest == "}" || rest == ";" || rest == ") {}");
         let is_whole = line.ends_with(';') || line.ends_with('}');
-        let length = if is_whole { 1 } else { lines[i..].iter().position(|l| ends(l)).map_or(1, |n| n + 1) };
+        let length = if is_whole { 1 } else { lines[i..].iter().position(ends).map_or(1, |n| n + 1) };
         found.push((name, i + 1, length));
     }
     found
