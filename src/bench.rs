@@ -87,7 +87,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.repetitions == 0 || args.batch_size == 0 || args.threads.contains(&0) {
         bail!("--repetitions, --batch-size and --threads have to be 1 or more");
     }
-    let threads = if args.threads.is_empty() { vec![octet_kernels::cpu::available_threads()] } else { args.threads.clone() };
+    let threads =
+        if args.threads.is_empty() { vec![octet_kernels::cpu::available_threads()] } else { args.threads.clone() };
     let checkpoint = Arc::new(Checkpoint::open(&args.model)?);
     let n_parameters = checkpoint.params().n_parameters();
     let mut rows = Vec::new();
@@ -116,10 +117,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Times of the repetitions, after one that is not counted.
-fn measure(model: &Transformer, args: &Args, depth: usize, n_prompt: usize, n_gen: usize) -> anyhow::Result<Vec<Duration>> {
+fn measure(
+    model: &Transformer,
+    args: &Args,
+    depth: usize,
+    n_prompt: usize,
+    n_gen: usize,
+) -> anyhow::Result<Vec<Duration>> {
     let mut bench = Bench {
         model,
-        cache: KvCache::new(model.config(), args.kv, (depth + n_prompt + n_gen).next_multiple_of(KvCache::PAGE_TOKENS))?,
+        cache: KvCache::new(
+            model.config(),
+            args.kv,
+            (depth + n_prompt + n_gen).next_multiple_of(KvCache::PAGE_TOKENS),
+        )?,
         workspace: Workspace::default(),
         batch: Batch::default(),
         random: Random::new(1),

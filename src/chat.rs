@@ -66,7 +66,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         lines.remember(&text);
         match text.strip_prefix('/') {
             Some(command) => {
-                if chat.command(command)? == After::Leave {
+                if chat.command(command) == After::Leave {
                     break;
                 }
             }
@@ -105,38 +105,47 @@ impl Chat {
         messages.insert(0, Message::system(text));
     }
 
-    fn command(&mut self, command: &str) -> anyhow::Result<After> {
+    fn command(&mut self, command: &str) -> After {
         let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
-        let rest = rest.trim();
-        let outcome = match name {
-            "exit" | "quit" | "bye" => return Ok(After::Leave),
-            "help" | "?" => Ok(eprintln!("{HELP}")),
+        if matches!(name, "exit" | "quit" | "bye") {
+            return After::Leave;
+        }
+        match self.reply(name, rest.trim()) {
+            Ok(text) if text.is_empty() => {}
+            Ok(text) => eprintln!("{text}"),
+            Err(error) => eprintln!("{error:#}"),
+        }
+        After::GoOn
+    }
+
+    /// Does what a command asks and gives what there is to say about it.
+    fn reply(&mut self, name: &str, rest: &str) -> anyhow::Result<String> {
+        match name {
+            "help" | "?" => return Ok(HELP.into()),
             "reset" => {
                 self.conversation.messages.retain(|message| message.role == Role::System);
-                Ok(eprintln!("A new conversation."))
+                return Ok("A new conversation.".into());
             }
-            "system" if rest.is_empty() => Ok(eprintln!("{}", self.system().unwrap_or("(no system message)"))),
-            "system" => Ok(self.set_system(rest)),
-            "save" if rest.is_empty() => Err(anyhow::anyhow!("/save needs a file name")),
-            "save" => self.save(rest),
-            "params" if rest.is_empty() => Ok(eprintln!("{}", self.sampling.list())),
+            "system" if rest.is_empty() => return Ok(self.system().unwrap_or("(no system message)").into()),
+            "system" => self.set_system(rest),
+            "save" if rest.is_empty() => bail!("/save needs a file name"),
+            "save" => {
+                self.save(rest)?;
+                return Ok(format!("Saved to {rest}."));
+            }
+            "params" if rest.is_empty() => return Ok(self.sampling.list()),
             "params" => match rest.split_once(char::is_whitespace) {
-                Some((name, value)) => self.sampling.set(name, value.trim()),
-                None => Err(anyhow::anyhow!("/params takes a name and a value, such as /params temperature 0.3")),
+                Some((name, value)) => self.sampling.set(name, value.trim())?,
+                None => bail!("/params takes a name and a value, such as /params temperature 0.3"),
             },
-            _ => Err(anyhow::anyhow!("there is no command /{name}; /help lists them")),
-        };
-        if let Err(error) = outcome {
-            eprintln!("{error:#}");
+            _ => bail!("there is no command /{name}; /help lists them"),
         }
-        Ok(After::GoOn)
+        Ok(String::new())
     }
 
     fn save(&self, file: &str) -> anyhow::Result<()> {
         let json = serde_json::to_vec_pretty(&self.conversation)?;
-        crate::whole_file::write(file.as_ref(), &json)?;
-        eprintln!("Saved to {file}.");
-        Ok(())
+        crate::whole_file::write(file.as_ref(), &json)
     }
 
     /// Answers a message. What cannot be answered leaves the conversation as it was.

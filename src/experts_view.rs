@@ -131,12 +131,8 @@ mod tests {
     #[test]
     fn shares_are_counted_over_layers() {
         let mut choices = Choices::default();
-        let routing = |experts: &[u32]| Routing {
-            experts: experts.to_vec(),
-            per_token: 2,
-            num_experts: 4,
-            ..Default::default()
-        };
+        let routing =
+            |experts: &[u32]| Routing { experts: experts.to_vec(), per_token: 2, num_experts: 4, ..Default::default() };
         choices.routing(0, &routing(&[0, 1, 0, 2]));
         choices.routing(1, &routing(&[0, 3, 0, 3]));
         let drawing = choices.draw();

@@ -29,9 +29,9 @@ pub fn rate(tokens_per_second: f64) -> String {
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
     let first = digits.len() % 3;
-    let groups = [&digits[..first]].into_iter().chain(digits.as_bytes()[first..].chunks(3).map(|group| {
-        std::str::from_utf8(group).expect("digits are ASCII")
-    }));
+    let groups = [&digits[..first]]
+        .into_iter()
+        .chain(digits.as_bytes()[first..].chunks(3).map(|group| std::str::from_utf8(group).expect("digits are ASCII")));
     groups.filter(|group| !group.is_empty()).collect::<Vec<_>>().join(",")
 }
 
@@ -51,7 +51,8 @@ mod tests {
 
     #[test]
     fn three_significant_digits() {
-        let cases = [(0.01234, "0.0123"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (1234.0, "1234"), (0.0, "0")];
+        let cases =
+            [(0.01234, "0.0123"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (1234.0, "1234"), (0.0, "0")];
         for (value, text) in cases {
             assert_eq!(three_digits(value), text);
         }

@@ -50,7 +50,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let model = Transformer::open(&args.model, threads, LoadOptions::default())
         .with_context(|| format!("cannot open {}", args.model.display()))?;
     if length > OpenOptions::DEFAULT_CONTEXT * 4 {
-        bail!("{}: sequences of {length} tokens; the limit is {}", args.input.display(), OpenOptions::DEFAULT_CONTEXT * 4);
+        bail!(
+            "{}: sequences of {length} tokens; the limit is {}",
+            args.input.display(),
+            OpenOptions::DEFAULT_CONTEXT * 4
+        );
     }
     let mut collected = Collected::default();
     let mut cache = KvCache::new(model.config(), args.kv, length.next_multiple_of(KvCache::PAGE_TOKENS))?;
@@ -83,7 +87,9 @@ fn read_ids(path: &Path) -> anyhow::Result<(Vec<u32>, usize, usize)> {
     let data = ids.data();
     let values: Vec<i64> = match ids.dtype() {
         Dtype::I64 => data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes"))).collect(),
-        Dtype::I32 => data.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().expect("four bytes")).into()).collect(),
+        Dtype::I32 => {
+            data.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().expect("four bytes")).into()).collect()
+        }
         other => bail!("{name}: `input_ids` has type {other:?}; it has to be I64 or I32"),
     };
     let ids = values
@@ -140,7 +146,10 @@ impl Collected {
         for (i, logits) in self.router_logits.iter().enumerate() {
             out.push((format!("router_logits.{i}"), Tensor::floats(&[tokens, self.num_experts], logits)));
             out.push((format!("experts.{i}"), Tensor::integers(&[tokens, self.per_token], &self.experts[i])));
-            out.push((format!("expert_weights.{i}"), Tensor::floats(&[tokens, self.per_token], &self.expert_weights[i])));
+            out.push((
+                format!("expert_weights.{i}"),
+                Tensor::floats(&[tokens, self.per_token], &self.expert_weights[i]),
+            ));
         }
         out
     }
@@ -155,11 +164,19 @@ struct Tensor {
 
 impl Tensor {
     fn floats(shape: &[usize], values: &[f32]) -> Tensor {
-        Tensor { dtype: Dtype::F32, shape: shape.to_vec(), bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect() }
+        Tensor {
+            dtype: Dtype::F32,
+            shape: shape.to_vec(),
+            bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        }
     }
 
     fn integers(shape: &[usize], values: &[i64]) -> Tensor {
-        Tensor { dtype: Dtype::I64, shape: shape.to_vec(), bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect() }
+        Tensor {
+            dtype: Dtype::I64,
+            shape: shape.to_vec(),
+            bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use octet_checkpoint::ElementType;
 use octet_engine::{Generator, OpenOptions};
 use octet_kernels::KvType;
 
-
 use crate::progress::Progress;
 
 /// Which model, and how it runs.

@@ -119,5 +119,7 @@ fn clock_seed() -> u64 {
 
 fn bias(text: &str) -> Result<(u32, f32), String> {
     let parsed = text.split_once('=').and_then(|(id, bias)| Some((id.parse().ok()?, bias.parse().ok()?)));
-    parsed.filter(|(_, bias): &(u32, f32)| !bias.is_nan()).ok_or_else(|| "write it as ID=BIAS, such as 42=-5 or 42=-inf".into())
+    parsed
+        .filter(|(_, bias): &(u32, f32)| !bias.is_nan())
+        .ok_or_else(|| "write it as ID=BIAS, such as 42=-5 or 42=-inf".into())
 }

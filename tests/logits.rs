@@ -66,7 +66,16 @@ fn every_layout_agrees_with_transformers() {
         let reference = model.join("reference.safetensors");
         let expected = std::fs::read(&reference).unwrap();
         let gguf = scratch.path().join("model.gguf");
-        octet(&["convert", model.to_str().unwrap(), gguf.to_str().unwrap(), "--to", "gguf", "--type", "f32", "--force"]);
+        octet(&[
+            "convert",
+            model.to_str().unwrap(),
+            gguf.to_str().unwrap(),
+            "--to",
+            "gguf",
+            "--type",
+            "f32",
+            "--force",
+        ]);
         // The repository leaves the widest model's second copy out, to stay small.
         let raw = Some(model.join("mistral-raw/experts")).filter(|raw| raw.exists());
         for layout in [&model, &gguf].into_iter().chain(&raw) {
@@ -106,7 +115,9 @@ fn round_to_bf16(path: &Path) -> Vec<u8> {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let round = |v: f32| ((v.to_bits() + 0x7fff + (v.to_bits() >> 16 & 1)) >> 16) as u16;
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = (file.tensors().into_iter())
-        .map(|(name, t)| (name, t.shape().to_vec(), floats(&t).into_iter().flat_map(|v| round(v).to_le_bytes()).collect()))
+        .map(|(name, t)| {
+            (name, t.shape().to_vec(), floats(&t).into_iter().flat_map(|v| round(v).to_le_bytes()).collect())
+        })
         .collect();
     let views = tensors.iter().map(|(name, shape, data)| {
         (name.clone(), TensorView::new(safetensors::Dtype::BF16, shape.clone(), data).unwrap())

@@ -71,10 +71,7 @@ impl ElementType {
 
     /// The type of this name, in any case; `None` if there is none.
     pub fn from_name(name: &str) -> Option<ElementType> {
-        TABLE
-            .iter()
-            .find(|row| row.1.eq_ignore_ascii_case(name))
-            .map(|row| row.0)
+        TABLE.iter().find(|row| row.1.eq_ignore_ascii_case(name)).map(|row| row.0)
     }
 
     /// The number that GGUF files give this type.

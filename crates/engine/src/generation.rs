@@ -35,7 +35,14 @@ impl OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> OpenOptions {
-        OpenOptions { threads: None, context: None, kv: KvType::F16, quantize: None, chunk: 512, experts_per_token: None }
+        OpenOptions {
+            threads: None,
+            context: None,
+            kv: KvType::F16,
+            quantize: None,
+            chunk: 512,
+            experts_per_token: None,
+        }
     }
 }
 

@@ -281,6 +281,8 @@ mod tests {
         assert!(check(Sampling { top_p: 0.0, ..Default::default() }).unwrap_err().contains("top_p"));
         assert!(check(Sampling { top_p: 1.0, min_p: 1.0, ..Default::default() }).is_ok());
         assert!(check(Sampling { top_k: Some(0), ..Default::default() }).unwrap_err().contains("top_k"));
-        assert!(check(Sampling { logit_bias: vec![(10, 0.0)], ..Default::default() }).unwrap_err().contains("logit_bias"));
+        assert!(
+            check(Sampling { logit_bias: vec![(10, 0.0)], ..Default::default() }).unwrap_err().contains("logit_bias")
+        );
     }
 }

@@ -81,7 +81,8 @@ fn time_on_core() -> Option<Duration> {
 
 /// Writes keys and values of every layer.
 fn fill(kv: &mut KvPages, pages: &[u32], n_tokens: usize) {
-    let row: Vec<f32> = (0..2 * N_KV_HEADS * HEAD_DIM + 997).map(|i| ((i * 7919) % 2003) as f32 / 1000.0 - 1.0).collect();
+    let row: Vec<f32> =
+        (0..2 * N_KV_HEADS * HEAD_DIM + 997).map(|i| ((i * 7919) % 2003) as f32 / 1000.0 - 1.0).collect();
     for layer in 0..N_LAYERS {
         for position in 0..n_tokens {
             let (k, v) = row[position % 997..].split_at(N_KV_HEADS * HEAD_DIM);

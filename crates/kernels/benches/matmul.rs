@@ -142,7 +142,7 @@ fn one_token(pool: &ThreadPool, matrices: &[PackedMatrix], options: &Options) ->
 fn many_tokens(pool: &ThreadPool, w: &PackedMatrix, tokens: usize, options: &Options) -> f64 {
     let (x, mut y) = (activations(pool, tokens, w.cols()), vec![0.0; tokens * w.rows()]);
     let products = tokens as f64 * w.rows() as f64 * w.cols() as f64;
-    let repeats = (5e8 / products).ceil() as usize;
+    let repeats = (2e9 / products).ceil() as usize;
     let mut best = 0.0f64;
     for _ in 0..options.rounds {
         let seconds = options.clock.time(|| {

@@ -245,7 +245,7 @@ unsafe fn finish<F: Format, const T: usize>(format: &F, groups: usize, x: Tokens
     // SAFETY: the caller's promise, see `integer_tile`.
     unsafe {
         let minimums = minimum_sums::<F, T>(format, groups, x);
-        for t in 0..T {
+        for (t, minimum) in minimums.into_iter().enumerate() {
             let at = sums.add(8 * t);
             let mut y = _mm256_loadu_ps(at);
             if F::FLOAT_SCALES {
@@ -254,7 +254,7 @@ unsafe fn finish<F: Format, const T: usize>(format: &F, groups: usize, x: Tokens
                 y = _mm256_fmadd_ps(_mm256_mul_ps(format.d(0), x.scale(t)), _mm256_cvtepi32_ps(s.ints[t]), y);
             }
             if F::MINIMUM_COLUMNS > 0 {
-                y = _mm256_fmadd_ps(_mm256_mul_ps(format.dmin(), x.scale(t)), _mm256_cvtepi32_ps(minimums[t]), y);
+                y = _mm256_fmadd_ps(_mm256_mul_ps(format.dmin(), x.scale(t)), _mm256_cvtepi32_ps(minimum), y);
             }
             _mm256_storeu_ps(at, y);
         }

@@ -24,21 +24,12 @@ pub(crate) use small_blocks::IQ4_LEVELS;
 /// # Panics
 /// If `bytes` is not exactly as long as `kind` says for `out.len()` weights.
 pub fn dequantize_row(kind: ElementType, bytes: &[u8], out: &mut [f32]) {
-    assert_eq!(
-        Some(bytes.len()),
-        kind.row_bytes(out.len()),
-        "bytes of a row of {} weights in {kind}",
-        out.len()
-    );
+    assert_eq!(Some(bytes.len()), kind.row_bytes(out.len()), "bytes of a row of {} weights in {kind}", out.len());
     match kind {
-        ElementType::F32 => blocks(bytes, out, |b: &[u8; 4], x: &mut [f32; 1]| {
-            x[0] = f32::from_le_bytes(*b)
-        }),
+        ElementType::F32 => blocks(bytes, out, |b: &[u8; 4], x: &mut [f32; 1]| x[0] = f32::from_le_bytes(*b)),
         ElementType::F16 => blocks(bytes, out, |b: &[u8; 2], x: &mut [f32; 1]| x[0] = f16_at(b, 0)),
         ElementType::BF16 => {
-            blocks(bytes, out, |b: &[u8; 2], x: &mut [f32; 1]| {
-                x[0] = bf16::from_le_bytes(*b).to_f32()
-            });
+            blocks(bytes, out, |b: &[u8; 2], x: &mut [f32; 1]| x[0] = bf16::from_le_bytes(*b).to_f32());
         }
         ElementType::Q4_0 => blocks(bytes, out, small_blocks::q4_0),
         ElementType::Q4_1 => blocks(bytes, out, small_blocks::q4_1),
@@ -67,10 +58,7 @@ fn blocks<const BYTES: usize, const LEN: usize>(
     decode: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
 ) {
     let ((bytes, no_bytes), (out, no_weights)) = (bytes.as_chunks(), out.as_chunks_mut());
-    assert!(
-        no_bytes.is_empty() && no_weights.is_empty() && bytes.len() == out.len(),
-        "whole blocks"
-    );
+    assert!(no_bytes.is_empty() && no_weights.is_empty() && bytes.len() == out.len(), "whole blocks");
     for (block, weights) in bytes.iter().zip(out) {
         decode(block, weights);
     }

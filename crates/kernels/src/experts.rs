@@ -144,6 +144,7 @@ pub(crate) fn experts_with<'a>(
                 0..slots.len(),
                 |panel, slot, sums| {
                     let (Slot { token, weight }, row) = (slots[slot], panel * ROWS);
+                    // SAFETY: an item of the region owns its panels' rows of every token: no other thread has this part.
                     let y = unsafe { y.part(token * shape.dim + row, (shape.dim - row).min(ROWS)) };
                     y.iter_mut().zip(sums).for_each(|(y, sum)| *y = weight.mul_add(*sum, *y));
                 },

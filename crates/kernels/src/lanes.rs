@@ -328,7 +328,11 @@ mod tests {
             let mut next = || {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 let pick = state >> 8;
-                if pick % 5 == 0 { hard[(pick / 5) as usize % hard.len()] } else { (pick as f32 / 1e6 - 8.0) * 9.7 }
+                if pick.is_multiple_of(5) {
+                    hard[(pick / 5) as usize % hard.len()]
+                } else {
+                    (pick as f32 / 1e6 - 8.0) * 9.7
+                }
             };
             let (a, b) = (std::array::from_fn(|_| next()), std::array::from_fn(|_| next()));
             assert_eq!(Instructions::best().run(Each(a, b)), Instructions::Portable.run(Each(a, b)), "{a:?} {b:?}");

@@ -4,6 +4,7 @@
 
 mod activations;
 mod aligned;
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -20,9 +21,14 @@ mod avx2_small_formats;
 mod avx2_unpacked;
 pub mod blocks;
 pub mod cpu;
+mod error;
+mod exp;
 mod experts;
+mod kv_pages;
+mod lanes;
+#[cfg(target_arch = "x86_64")]
+mod lanes_avx2;
 pub mod limits;
-pub mod quantize;
 mod matmul;
 #[cfg(test)]
 mod matmul_tests;
@@ -30,19 +36,13 @@ mod packed;
 mod packed_layout;
 mod portable;
 mod portable_tiles;
-mod thread_pool;
-mod attention;
-mod error;
-mod exp;
-mod kv_pages;
-mod lanes;
-#[cfg(target_arch = "x86_64")]
-mod lanes_avx2;
+pub mod quantize;
 mod rms_norm;
 mod rope;
+mod shared_slice;
 mod softmax;
 mod swiglu;
-mod shared_slice;
+mod thread_pool;
 
 pub use activations::Activations;
 pub use attention::{AttentionLayer, AttentionScratch, attention};

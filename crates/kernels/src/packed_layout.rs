@@ -104,8 +104,8 @@ pub(crate) fn pack_tile(kind: ElementType, rows: &[u8], row_bytes: usize, at: us
             out.interleave::<4>(4, 33);
         }
         IQ3_XXS | IQ3_S | IQ2_XXS | IQ2_XS | IQ2_S => {
-            for row in 0..ROWS {
-                out.put(blocks[row]);
+            for block in blocks {
+                out.put(block);
             }
         }
     }

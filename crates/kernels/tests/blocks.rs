@@ -25,11 +25,7 @@ fn every_type_decodes_to_the_reference_values_bit_for_bit() {
             dequantize_row(kind, bytes, &mut out);
             for (i, (x, e)) in out.iter().zip(expected.as_chunks::<4>().0).enumerate() {
                 let e = f32::from_le_bytes(*e);
-                assert_eq!(
-                    x.to_bits(),
-                    e.to_bits(),
-                    "{kind} row {r} weight {i}: {x}, and the reference says {e}"
-                );
+                assert_eq!(x.to_bits(), e.to_bits(), "{kind} row {r} weight {i}: {x}, and the reference says {e}");
             }
         }
     }
@@ -37,15 +33,7 @@ fn every_type_decodes_to_the_reference_values_bit_for_bit() {
 
 #[test]
 fn plain_floats_keep_their_bits() {
-    let values = [
-        0.0f32,
-        -0.0,
-        1.5,
-        f32::MIN_POSITIVE / 4.0,
-        f32::MAX,
-        f32::NEG_INFINITY,
-        f32::NAN,
-    ];
+    let values = [0.0f32, -0.0, 1.5, f32::MIN_POSITIVE / 4.0, f32::MAX, f32::NEG_INFINITY, f32::NAN];
     let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
     let mut out = [0.0; 7];
     dequantize_row(ElementType::F32, &bytes, &mut out);

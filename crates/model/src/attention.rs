@@ -3,7 +3,9 @@
 //! Every group of `n_heads / n_kv_heads` query heads shares one key and value head.
 
 use octet_checkpoint::LayerTensor;
-use octet_kernels::{Activations, AttentionLayer, AttentionScratch, PackedMatrix, Product, RopeAngles, ThreadPool, matmul};
+use octet_kernels::{
+    Activations, AttentionLayer, AttentionScratch, PackedMatrix, Product, RopeAngles, ThreadPool, matmul,
+};
 
 use crate::{Batch, Config, KvCache, Record};
 
@@ -30,10 +32,13 @@ pub(crate) struct AttentionBuffers {
     scratch: AttentionScratch,
 }
 
-/// What all layers of one forward pass share.
+/// Where a forward pass is, and what all its layers share.
+#[derive(Clone, Copy)]
 pub(crate) struct Step<'a> {
     pub(crate) pool: &'a ThreadPool,
     pub(crate) config: &'a Config,
+    /// The layer at work.
+    pub(crate) layer: usize,
     /// Rotary angles of every token.
     pub(crate) angles: &'a RopeAngles,
     pub(crate) batch: &'a Batch,
@@ -44,7 +49,6 @@ impl Attention {
     pub(crate) fn forward(
         &self,
         step: &Step<'_>,
-        layer: usize,
         x: &Activations,
         cache: &mut KvCache,
         buffers: &mut AttentionBuffers,
@@ -59,21 +63,17 @@ impl Attention {
         attended.resize(n * config.q_dim(), 0.0);
         matmul(
             step.pool,
-            &mut [
-                Product { w: &self.wq, x, y: q },
-                Product { w: &self.wk, x, y: k },
-                Product { w: &self.wv, x, y: v },
-            ],
+            &mut [Product { w: &self.wq, x, y: q }, Product { w: &self.wk, x, y: k }, Product { w: &self.wv, x, y: v }],
         );
         step.angles.apply(q);
         step.angles.apply(k);
         let (tables, pages) = cache.split();
         let queries = step.batch.runs.iter().map(|run| tables.queries(run));
-        pages.append_all(step.pool, layer, queries.clone(), k, v);
-        let past = AttentionLayer { pages, layer, window: config.sliding_window };
+        pages.append_all(step.pool, step.layer, queries.clone(), k, v);
+        let past = AttentionLayer { pages, layer: step.layer, window: config.sliding_window };
         octet_kernels::attention(step.pool, q, &past, queries, scratch, attended);
         if record.wants_inputs() {
-            record.input(layer, LayerTensor::Wo, attended, config.q_dim());
+            record.input(step.layer, LayerTensor::Wo, attended, config.q_dim());
         }
         attended_rows.set(step.pool, attended, config.q_dim());
         matmul(step.pool, &mut [Product { w: &self.wo, x: attended_rows, y: out }]);

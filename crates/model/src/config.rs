@@ -80,14 +80,18 @@ impl Config {
         for (name, size) in sizes {
             require(size > 0, || format!("{name} is 0"))?;
         }
-        require(self.head_dim.is_multiple_of(2), || format!("head_dim {} is odd: rotary pairs need an even one", self.head_dim))?;
+        require(self.head_dim.is_multiple_of(2), || {
+            format!("head_dim {} is odd: rotary pairs need an even one", self.head_dim)
+        })?;
         require(self.n_heads.is_multiple_of(self.n_kv_heads), || {
             format!("n_heads {} is no multiple of n_kv_heads {}", self.n_heads, self.n_kv_heads)
         })?;
         require(self.num_experts_per_tok <= self.num_experts, || {
             format!("{} experts per token of only {}", self.num_experts_per_tok, self.num_experts)
         })?;
-        require(self.norm_eps.is_finite() && self.norm_eps >= 0.0, || format!("norm_eps {} is no small number", self.norm_eps))?;
+        require(self.norm_eps.is_finite() && self.norm_eps >= 0.0, || {
+            format!("norm_eps {} is no small number", self.norm_eps)
+        })?;
         require(self.rope_theta.is_finite() && self.rope_theta > 0.0, || {
             format!("rope_theta {} is no positive number", self.rope_theta)
         })?;

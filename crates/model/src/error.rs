@@ -29,7 +29,9 @@ pub enum Error {
         vocab_size: usize,
     },
     /// More tokens than the key-value cache has room for.
-    #[error("the KV cache is full: {asked} more tokens asked, room for {free}; use a shorter prompt or a larger context")]
+    #[error(
+        "the KV cache is full: {asked} more tokens asked, room for {free}; use a shorter prompt or a larger context"
+    )]
     CacheFull {
         /// Tokens that were to be added.
         asked: usize,

@@ -81,7 +81,10 @@ fn answer(
     let mut rows = Activations::new();
     rows.set(pool, x, dim);
     let (mut gate, mut up) = (vec![0.0; n * hidden_dim], vec![0.0; n * hidden_dim]);
-    matmul(pool, &mut [Product { w: &expert.w1, x: &rows, y: &mut gate }, Product { w: &expert.w3, x: &rows, y: &mut up }]);
+    matmul(
+        pool,
+        &mut [Product { w: &expert.w1, x: &rows, y: &mut gate }, Product { w: &expert.w3, x: &rows, y: &mut up }],
+    );
     let mut hidden = vec![0.0; n * hidden_dim];
     swiglu(&gate, &up, &mut hidden);
     record.input(layer, LayerTensor::Expert(index, ExpertMatrix::W2), &hidden, hidden_dim);

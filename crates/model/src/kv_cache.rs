@@ -50,7 +50,8 @@ impl KvCache {
     /// [`Error::Kernels`] if the machine cannot give the memory.
     pub fn new(config: &Config, kind: KvType, n_tokens: usize) -> Result<KvCache, Error> {
         let n_pages = n_tokens.div_ceil(Self::PAGE_TOKENS);
-        let pages = KvPages::new(kind, config.n_layers, config.n_kv_heads, config.head_dim, Self::PAGE_TOKENS, n_pages)?;
+        let pages =
+            KvPages::new(kind, config.n_layers, config.n_kv_heads, config.head_dim, Self::PAGE_TOKENS, n_pages)?;
         let free = (0..n_pages as u32).rev().collect();
         Ok(KvCache { pages, page_tokens: Self::PAGE_TOKENS, free, sequences: Vec::new() })
     }

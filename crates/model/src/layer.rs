@@ -37,7 +37,6 @@ impl Layer {
     pub(crate) fn forward(
         &self,
         step: &Step<'_>,
-        index: usize,
         x: &mut [f32],
         cache: &mut KvCache,
         buffers: &mut LayerBuffers,
@@ -52,18 +51,18 @@ impl Layer {
         rows.set(step.pool, normed, dim);
         if record.wants_inputs() {
             for tensor in [LayerTensor::Wq, LayerTensor::Wk, LayerTensor::Wv] {
-                record.input(index, tensor, normed, dim);
+                record.input(step.layer, tensor, normed, dim);
             }
         }
-        self.attention.forward(step, index, rows, cache, attention, record, delta);
+        self.attention.forward(step, rows, cache, attention, record, delta);
         add_assign(x, delta);
 
         norm_rows(x, &self.ffn_norm, step.config.norm_eps, normed);
         rows.set(step.pool, normed, dim);
         self.route(step, rows, routing);
-        record.routing(index, routing);
+        record.routing(step.layer, routing);
         if record.wants_inputs() {
-            experts::forward_recorded(step.pool, index, &self.experts, normed, routing, record, delta);
+            experts::forward_recorded(step.pool, step.layer, &self.experts, normed, routing, record, delta);
         } else {
             experts::forward(step.pool, &self.experts, rows, routing, scratch, delta);
         }

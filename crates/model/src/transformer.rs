@@ -69,7 +69,15 @@ impl Transformer {
         let weights = weights::load(&checkpoint, &config, &pool, options)?;
         let rope = Rope::new(config.head_dim, config.rope_theta);
         let embedding = Embedding::new(checkpoint)?;
-        Ok(Transformer { config, pool, embedding, layers: weights.layers, norm: weights.norm, output: weights.output, rope })
+        Ok(Transformer {
+            config,
+            pool,
+            embedding,
+            layers: weights.layers,
+            norm: weights.norm,
+            output: weights.output,
+            rope,
+        })
     }
 
     /// The shape of the model.
@@ -112,15 +120,17 @@ impl Transformer {
     ) -> Result<&'w [f32], Error> {
         self.check(batch)?;
         admit(batch, cache, &mut workspace.positions)?;
-        let Workspace { x, positions, angles, embedding_row, layer: buffers, wanted, normed, wanted_rows, logits } = workspace;
+        let Workspace { x, positions, angles, embedding_row, layer: buffers, wanted, normed, wanted_rows, logits } =
+            workspace;
         let dim = self.config.dim;
         x.resize(batch.tokens.len() * dim, 0.0);
         self.embedding.look_up(&batch.tokens, dim, embedding_row, x);
         record.hidden(0, x);
         self.rope.angles(positions, angles);
-        let step = Step { pool: &self.pool, config: &self.config, angles, batch };
+        let mut step = Step { pool: &self.pool, config: &self.config, layer: 0, angles, batch };
         for (index, layer) in self.layers.iter().enumerate() {
-            layer.forward(&step, index, x, cache, buffers, record);
+            step.layer = index;
+            layer.forward(&step, x, cache, buffers, record);
             if index + 1 < self.layers.len() {
                 record.hidden(index + 1, x);
             }

@@ -102,7 +102,9 @@ impl Loader<'_, '_> {
         let (rows, cols) = (tensor.rows(), tensor.cols());
         let packed = match self.options.quantize {
             Some(asked) if !tensor.element_type().is_quantized() => self.quantized(&tensor, fallback(asked, cols))?,
-            _ => PackedMatrix::pack(self.pool, tensor.element_type(), rows, cols, &|rows, out| tensor.read_rows(rows, out)),
+            _ => PackedMatrix::pack(self.pool, tensor.element_type(), rows, cols, &|rows, out| {
+                tensor.read_rows(rows, out)
+            }),
         };
         self.count(&tensor);
         Ok(packed)

@@ -19,7 +19,8 @@ fn fixtures() -> PathBuf {
 /// Every folder of the fixtures that holds reference outputs.
 fn models() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(fixtures()).expect("the fixtures are there: see OCTET_FIXTURES");
-    let mut models: Vec<_> = entries.map(|e| e.unwrap().path()).filter(|p| p.join("reference.safetensors").exists()).collect();
+    let mut models: Vec<_> =
+        entries.map(|e| e.unwrap().path()).filter(|p| p.join("reference.safetensors").exists()).collect();
     models.sort();
     assert!(!models.is_empty(), "no models in {}", fixtures().display());
     models
@@ -117,8 +118,16 @@ fn every_layer_agrees_with_transformers() {
                 assert_close(&format!("{name} hidden.{i}"), hidden, &reference.floats(&format!("hidden.{i}")));
             }
             for (i, logits) in seen.router_logits.iter().enumerate().filter(|(_, l)| !l.is_empty()) {
-                assert_close(&format!("{name} router_logits.{i}"), logits, &reference.floats(&format!("router_logits.{i}")));
-                assert_close(&format!("{name} weights.{i}"), &seen.weights[i], &reference.floats(&format!("expert_weights.{i}")));
+                assert_close(
+                    &format!("{name} router_logits.{i}"),
+                    logits,
+                    &reference.floats(&format!("router_logits.{i}")),
+                );
+                assert_close(
+                    &format!("{name} weights.{i}"),
+                    &seen.weights[i],
+                    &reference.floats(&format!("expert_weights.{i}")),
+                );
                 assert_eq!(seen.experts[i], reference.ids(&format!("experts.{i}")).0, "{name} experts.{i}");
             }
         }

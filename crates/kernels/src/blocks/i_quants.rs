@@ -25,12 +25,7 @@ pub(super) fn iq3_xxs(block: &[u8; 98], out: &mut [f32; 256]) {
             let signs = even_signs(tail >> (7 * i));
             let at = group * 8 + i * 2;
             for (half, out) in out.chunks_exact_mut(4).enumerate() {
-                point(
-                    &grids::IQ3_XXS[usize::from(codes[at + half])],
-                    scale,
-                    signs >> (4 * half),
-                    out,
-                );
+                point(&grids::IQ3_XXS[usize::from(codes[at + half])], scale, signs >> (4 * half), out);
             }
         }
     }
@@ -53,12 +48,7 @@ pub(super) fn iq2_xxs(block: &[u8; 66], out: &mut [f32; 256]) {
         let tail = u32_at(group, 4);
         let scale = d * (0.5 + (tail >> 28) as f32) * 0.25;
         for (i, out) in out.chunks_exact_mut(8).enumerate() {
-            point(
-                &grids::IQ2_XXS[usize::from(group[i])],
-                scale,
-                even_signs(tail >> (7 * i)),
-                out,
-            );
+            point(&grids::IQ2_XXS[usize::from(group[i])], scale, even_signs(tail >> (7 * i)), out);
         }
     }
 }
@@ -68,12 +58,7 @@ pub(super) fn iq2_xs(block: &[u8; 74], out: &mut [f32; 256]) {
     for (i, out) in out.chunks_exact_mut(8).enumerate() {
         let code = u16_at(codes, i * 2);
         let point_index = usize::from(code & 511);
-        point(
-            &grids::IQ2_XS[point_index],
-            iq2_scale(d, scales, i),
-            even_signs(u32::from(code >> 9)),
-            out,
-        );
+        point(&grids::IQ2_XS[point_index], iq2_scale(d, scales, i), even_signs(u32::from(code >> 9)), out);
     }
 }
 

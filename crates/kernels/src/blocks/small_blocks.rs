@@ -20,16 +20,12 @@ pub(super) fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
 
 pub(super) fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
     let (d, fifth) = (f16_at(block, 0), u32_at(block, 2));
-    nibbles(&block[6..], out, |i, q| {
-        d * (f32::from(with_fifth_bit(q, fifth, i)) - 16.0)
-    });
+    nibbles(&block[6..], out, |i, q| d * (f32::from(with_fifth_bit(q, fifth, i)) - 16.0));
 }
 
 pub(super) fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
     let (d, minimum, fifth) = (f16_at(block, 0), f16_at(block, 2), u32_at(block, 4));
-    nibbles(&block[8..], out, |i, q| {
-        d * f32::from(with_fifth_bit(q, fifth, i)) + minimum
-    });
+    nibbles(&block[8..], out, |i, q| d * f32::from(with_fifth_bit(q, fifth, i)) + minimum);
 }
 
 pub(super) fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
