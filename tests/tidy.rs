@@ -25,8 +25,9 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("engine", &["checkpoint", "tokenizer", "kernels", "model"]),
 ];
 
-/// Source files that may hold `unsafe`, by the start of their path.
-const MAY_BE_UNSAFE: &[&str] = &["crates/kernels/src/", "crates/checkpoint/src/mapping.rs"];
+/// Source files that may hold `unsafe`, by the start of their path. The last one counts what is allocated.
+const MAY_BE_UNSAFE: &[&str] =
+    &["crates/kernels/src/", "crates/checkpoint/src/mapping.rs", "crates/checkpoint/tests/hostile.rs"];
 
 #[test]
 fn functions_are_short_or_have_a_reason() {
@@ -70,7 +71,8 @@ fn files_are_short_or_have_a_reason() {
 
 #[test]
 fn every_file_opens_with_its_idea() {
-    let faults = rust_sources().filter(|(_, text)| !text.starts_with("//!")).map(|(path, _)| path).collect();
+    let is_silent = |(path, text): &(String, String)| !text.starts_with("//!") && !is_test_module(path);
+    let faults = rust_sources().filter(is_silent).map(|(path, _)| path).collect();
     none(faults, "open the file with `//!` and a sentence that says what it is for");
 }
 
