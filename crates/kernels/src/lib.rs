@@ -24,6 +24,8 @@ pub mod cpu;
 mod error;
 mod exp;
 mod experts;
+#[cfg(test)]
+mod experts_tests;
 mod kv_pages;
 mod lanes;
 #[cfg(target_arch = "x86_64")]
