@@ -48,7 +48,7 @@ const HELP: &str = "\
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    args.sampling.sampling().check(u32::MAX as usize)?;
+    args.sampling.checked()?;
     let generator = args.model.open()?;
     let format = ChatFormat::for_tokenizer(generator.tokenizer())?;
     let stopped = Arc::new(AtomicBool::new(false));

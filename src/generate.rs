@@ -43,8 +43,7 @@ impl Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let sampling = args.sampling.sampling();
-    sampling.check(u32::MAX as usize)?;
+    let sampling = args.sampling.checked()?;
     let prompt = read_prompt(args.prompt.as_deref())?;
     let mut generator = args.model.open()?;
     let ids = prompt_ids(&generator, &args, &prompt)?;

@@ -35,6 +35,13 @@ struct Seen {
     tokens: u64,
 }
 
+impl Seen {
+    /// The sums as a file holds them, so that what is learned now and what is read later are the same.
+    fn stored(&self) -> impl Iterator<Item = f32> {
+        self.squares.iter().map(|&sum| sum as f32)
+    }
+}
+
 /// Collects while the model runs. The head is left out: it is kept finer in any case, and would need the logits of
 /// every token.
 impl Record for Importance {
@@ -65,7 +72,7 @@ impl Importance {
     /// Tied embeddings are multiplied as the output head, so they are asked for under that name.
     pub fn of(&self, name: TensorName) -> Option<Vec<f32>> {
         let seen = self.matrices.get(&name).filter(|seen| seen.tokens > 0)?;
-        let mean: Vec<f32> = seen.squares.iter().map(|sum| (sum / seen.tokens as f64) as f32).collect();
+        let mean: Vec<f32> = seen.stored().map(|sum| (f64::from(sum) / seen.tokens as f64) as f32).collect();
         // All zero or not finite says nothing about which column matters.
         (mean.iter().all(|x| x.is_finite()) && mean.iter().any(|&x| x > 0.0)).then_some(mean)
     }
@@ -120,9 +127,12 @@ impl Importance {
 
     /// Lays out the file that llama.cpp's tools and [`Importance::read`] read.
     pub fn plan(&self, params: &Params) -> Plan<'static> {
-        let mut names: Vec<TensorName> = matrices(params).filter(|name| self.matrices.contains_key(name)).collect();
-        names.retain(|&name| stored_place(params, name).1 == 0);
-        let tensors = names.into_iter().flat_map(|name| self.stored_tensors(params, name)).collect();
+        // A merged tensor is written if any of its experts was seen; the others count as unseen.
+        let place = |name| stored_place(params, name);
+        let seen: BTreeSet<String> =
+            matrices(params).filter(|name| self.matrices.contains_key(name)).map(|name| place(name).0).collect();
+        let names = matrices(params).filter(|&name| place(name).1 == 0 && seen.contains(&place(name).0));
+        let tensors = names.flat_map(|name| self.stored_tensors(params, name)).collect();
         let metadata = [
             ("general.type", Value::String("imatrix".into())),
             ("imatrix.datasets", Value::Array(Array::String(self.datasets.clone()))),
@@ -143,7 +153,7 @@ impl Importance {
         let experts = (0..n).map(|index| self.matrices.get(&with_expert(first, index)).unwrap_or(&none));
         let (mut sums, mut counts) = (Vec::new(), Vec::new());
         for seen in experts {
-            sums.extend(seen.squares.iter().flat_map(|&x| (x as f32).to_le_bytes()));
+            sums.extend(seen.stored().flat_map(f32::to_le_bytes));
             counts.extend((seen.tokens as f32).to_le_bytes());
         }
         let tensor = |suffix, cols: usize, bytes: Vec<u8>| {
@@ -204,7 +214,7 @@ fn sum<'a>(all: impl Iterator<Item = &'a Seen>) -> Seen {
     let mut total = Seen::default();
     for seen in all {
         total.squares.resize(seen.squares.len(), 0.0);
-        total.squares.iter_mut().zip(&seen.squares).for_each(|(total, x)| *total += x);
+        total.squares.iter_mut().zip(seen.stored()).for_each(|(total, x)| *total += f64::from(x));
         total.tokens += seen.tokens;
     }
     total

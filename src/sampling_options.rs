@@ -61,6 +61,17 @@ impl SamplingOptions {
         }
     }
 
+    /// The engine's form, checked before a model is opened; an error names the flag.
+    pub fn checked(&self) -> anyhow::Result<Sampling> {
+        let sampling = self.sampling();
+        sampling.check(u32::MAX as usize).map_err(|error| {
+            let message = error.to_string();
+            let (name, rest) = message.split_once(' ').unwrap_or((&message, ""));
+            anyhow::anyhow!("--{} {rest}", name.replace('_', "-"))
+        })?;
+        Ok(sampling)
+    }
+
     /// When answers end.
     pub fn stop(&self) -> Stop {
         Stop { strings: self.stop.clone(), max_tokens: self.max_tokens }

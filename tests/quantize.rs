@@ -5,7 +5,7 @@ mod scratch;
 use std::path::{Path, PathBuf};
 
 use octet_checkpoint::mix::Mix;
-use octet_checkpoint::{Checkpoint, ElementType, ExpertMatrix, LayerTensor, Tensor, TensorName};
+use octet_checkpoint::{Checkpoint, ElementType, ExpertMatrix, LayerTensor, Tensor, TensorName, gguf};
 use octet_kernels::blocks::dequantize_row;
 use octet_kernels::quantize::quantize_row;
 use safetensors::Dtype;
@@ -157,6 +157,77 @@ fn write_imatrix(path: &Path, matrices: &[(&str, u64, Vec<f32>, Vec<f32>)]) {
     });
     let job = Job { out: path.to_owned(), existing: Existing::Refuse, threads: 1, made_from: Vec::new() };
     job.run(&gguf::plan(&[], tensors.collect()), &mut |_| {}).unwrap();
+}
+
+/// Calibration is held against what the first layer's queries are multiplied with, worked out from the weights: each
+/// letter's embedding, normed.
+#[test]
+fn calibration_learns_the_mean_squares_of_what_matrices_meet() {
+    const TEXT: &str = "the quick brown fox jumps over the lazy dog ";
+    let scratch = Scratch::new();
+    let model = scratch.copy_of("mixtral-8x2", "model");
+    scratch.file("model/tokenizer.json", letters_tokenizer().to_string());
+    let text_file = scratch.file("text.txt", TEXT.repeat(40));
+    let (out, learned) = (scratch.path("out.gguf"), scratch.path("learned.gguf"));
+    let options = ["--calibrate", text(&text_file), "--calibrate-tokens", "1000", "--save-importance", text(&learned)];
+    let table = octet([&["quantize", text(&model), text(&out), "--to", "Q4_0"], &options[..]].concat()).succeeded();
+
+    let (source, learned) = (Checkpoint::open(&model).unwrap(), gguf::File::open(&learned).unwrap());
+    let floats = |name: &str| -> Vec<f32> {
+        let tensor = learned.tensors().iter().find(|tensor| tensor.name == name).unwrap_or_else(|| panic!("{name}"));
+        learned.bytes(tensor).chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    let ids: Vec<usize> = TEXT.repeat(40).bytes().take(1000).map(letter_id).collect();
+    let expected = squares_of_normed_embeddings(&source, &ids);
+    assert_eq!(floats("blk.0.attn_q.weight.counts"), [1000.0]);
+    for (got, expected) in floats("blk.0.attn_q.weight.in_sum2").iter().zip(&expected) {
+        // Sums of a thousand squares, each with a few roundings of 2^-24.
+        assert!((f64::from(*got) - expected).abs() <= 1e-5 * expected, "{got} should be {expected}");
+    }
+    let per_expert = floats("blk.1.ffn_down_exps.weight.counts");
+    assert_eq!((per_expert.len(), per_expert.iter().sum::<f32>()), (8, 2000.0), "each token meets two experts");
+    let shown: Vec<f32> =
+        table.lines().last().unwrap().split_whitespace().skip(2).map(|n| n.parse().unwrap()).collect();
+    assert_eq!(shown, per_expert, "{table}");
+
+    let wq = TensorName::Layer(0, LayerTensor::Wq);
+    let (from, result) = (source.tensor(wq).unwrap(), Checkpoint::open(&out).unwrap());
+    let to = result.tensor(wq).unwrap();
+    assert!(bytes(&to) != quantized(&from, to.element_type(), None), "calibration changes nothing");
+    let again = scratch.path("again.gguf");
+    let file = scratch.path("learned.gguf");
+    octet(["quantize", text(&model), text(&again), "--to", "Q4_0", "--importance", text(&file)]).succeeded();
+    assert!(std::fs::read(&again).unwrap() == std::fs::read(&out).unwrap(), "what was saved is not what was learned");
+}
+
+/// A byte-level vocabulary of the space and the letters a to z, with ids from 10.
+fn letters_tokenizer() -> serde_json::Value {
+    let tokens = std::iter::once('Ġ').chain('a'..='z');
+    let vocab: serde_json::Map<_, _> = tokens.zip(10..).map(|(c, id)| (c.to_string(), serde_json::json!(id))).collect();
+    let byte_level = serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": true });
+    serde_json::json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": byte_level, "decoder": byte_level,
+        "post_processor": null, "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+    })
+}
+
+fn letter_id(byte: u8) -> usize {
+    if byte == b' ' { 10 } else { 11 + usize::from(byte - b'a') }
+}
+
+/// For each column, the sum over the tokens of the square of its normed embedding.
+fn squares_of_normed_embeddings(model: &Checkpoint, ids: &[usize]) -> Vec<f64> {
+    let embedding = values(&model.tensor(TensorName::TokenEmbedding).unwrap());
+    let norm = values(&model.tensor(TensorName::Layer(0, LayerTensor::AttentionNorm)).unwrap());
+    let mut sums = vec![0.0; norm.len()];
+    for id in ids {
+        let x = &embedding[id * norm.len()..][..norm.len()];
+        let mean_square = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / x.len() as f64;
+        for ((sum, &x), &weight) in sums.iter_mut().zip(x).zip(&norm) {
+            *sum += (f64::from(x) * f64::from(weight)).powi(2) / (mean_square + 1e-5);
+        }
+    }
+    sums
 }
 
 /// A dense model in bfloat16 of some 57 MB, whose tensors are a few MB each.

@@ -171,7 +171,8 @@ impl Checkpoint {
     /// Rotary frequencies, which follow from `rope_theta`, and the head that a tied model repeats.
     fn is_harmless(&self, tensor: &StoredTensor) -> bool {
         let name = tensor.name.as_str();
-        let repeated_head = self.params.tied_embeddings && name == TensorName::Output.hugging_face(None);
+        let heads = [TensorName::Output.hugging_face(None), TensorName::Output.mistral(None)];
+        let repeated_head = self.params.tied_embeddings && heads.iter().any(|head| head == name);
         repeated_head || name.ends_with("rotary_emb.inv_freq") || name == "rope.freqs"
     }
 

@@ -38,7 +38,7 @@ pub(crate) struct MergeTable {
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     merges: Vec<Option<Merge>>,
-    heap: BinaryHeap<Reverse<Candidate>>,
+    heap: BinaryHeap<Reverse<u64>>,
     links: Vec<Link>,
 }
 
@@ -80,42 +80,50 @@ impl MergeTable {
 
     /// For long runs without a place to cut: a linked list of symbols and a heap of candidates, n log n.
     fn merge_by_heap(&self, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
+        let length = u32::try_from(symbols.len()).expect("a run of text has less than 4 Gi characters");
         let Scratch { heap, links, .. } = scratch;
         links.clear();
-        links.extend((0..symbols.len()).map(|i| Link { previous: i.wrapping_sub(1), next: i + 1, is_live: true }));
-        heap.clear();
-        for left in 0..symbols.len() - 1 {
-            self.propose(symbols, left, left + 1, heap);
-        }
-        while let Some(Reverse(candidate)) = heap.pop() {
-            let Candidate { left, right, pair, joined, .. } = candidate;
-            let is_stale = !links[left].is_live || links[left].next != right || (symbols[left], symbols[right]) != pair;
-            if is_stale {
-                continue;
+        links.extend((0..length).map(|i| Link { previous: i.wrapping_sub(1), next: i + 1 }));
+        let mut candidates = std::mem::take(heap).into_vec();
+        candidates.clear();
+        let pairs = (0u32..).zip(symbols.windows(2));
+        candidates.extend(pairs.filter_map(|(left, pair)| Some(candidate(self.get(pair[0], pair[1])?.rank, left))));
+        *heap = BinaryHeap::from(candidates);
+        while let Some(Reverse(best)) = heap.pop() {
+            let (rank, left) = ((best >> 32) as u32, best as u32);
+            let next = links[left as usize].next;
+            // A candidate is stale if its symbols were joined with others since; then this place has no such pair.
+            let is_pair = next != GONE && next < length;
+            let merge = is_pair.then(|| self.get(symbols[left as usize], symbols[next as usize])).flatten();
+            let Some(merge) = merge.filter(|merge| merge.rank == rank) else { continue };
+            symbols[left as usize] = merge.joined;
+            let after = links[next as usize].next;
+            links[next as usize].next = GONE;
+            links[left as usize].next = after;
+            if after < length {
+                links[after as usize].previous = left;
+                self.propose(symbols, left, after, heap);
             }
-            symbols[left] = joined;
-            links[right].is_live = false;
-            let next = links[right].next;
-            links[left].next = next;
-            if next < symbols.len() {
-                links[next].previous = left;
-                self.propose(symbols, left, next, heap);
-            }
-            let previous = links[left].previous;
-            if previous < symbols.len() {
+            let previous = links[left as usize].previous;
+            if previous < length {
                 self.propose(symbols, previous, left, heap);
             }
         }
-        let mut live = links.iter().map(|link| link.is_live);
-        symbols.retain(|_| live.next().expect("one link a symbol"));
+        let mut links = links.iter();
+        symbols.retain(|_| links.next().expect("one link a symbol").next != GONE);
     }
 
-    fn propose(&self, symbols: &[u32], left: usize, right: usize, heap: &mut BinaryHeap<Reverse<Candidate>>) {
-        let pair = (symbols[left], symbols[right]);
-        if let Some(Merge { rank, joined }) = self.get(pair.0, pair.1) {
-            heap.push(Reverse(Candidate { rank, left, right, pair, joined }));
+    fn propose(&self, symbols: &[u32], left: u32, right: u32, heap: &mut BinaryHeap<Reverse<u64>>) {
+        if let Some(merge) = self.get(symbols[left as usize], symbols[right as usize]) {
+            heap.push(candidate(merge.rank, left));
         }
     }
+}
+
+/// A pair that could be joined when it was seen, by its rank and the place of its left symbol: ordered by rank, then
+/// from left to right. Eight bytes, because in long runs the heap does not fit in any cache.
+fn candidate(rank: u32, left: u32) -> Reverse<u64> {
+    Reverse(u64::from(rank) << 32 | u64::from(left))
 }
 
 /// The pair of the lowest rank, the leftmost of equals.
@@ -131,23 +139,15 @@ fn best(merges: &[Option<Merge>]) -> Option<(usize, Merge)> {
     best
 }
 
-/// A pair that could be joined when it was seen. Ordered by rank, then from left to right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
-    rank: u32,
-    left: usize,
-    right: usize,
-    pair: (u32, u32),
-    joined: u32,
-}
-
 /// A symbol's place in the list; indices past the end mean none.
 #[derive(Debug, Clone, Copy)]
 struct Link {
-    previous: usize,
-    next: usize,
-    is_live: bool,
+    previous: u32,
+    /// [`GONE`] once the symbol was joined to the one before it.
+    next: u32,
 }
+
+const GONE: u32 = u32::MAX;
 
 fn key(left: u32, right: u32) -> u64 {
     u64::from(left) << 32 | u64::from(right)
