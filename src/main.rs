@@ -1,5 +1,7 @@
 //! All of Mixtral in one program: parse, call, print the error chain, exit.
 #![forbid(unsafe_code)]
+// Doc comments of arguments are their --help, shown as they stand: [B,T] is a shape there, <s> a token.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 use std::process::ExitCode;
 
