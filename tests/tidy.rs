@@ -173,6 +173,47 @@ fn links_in_markdown_lead_somewhere() {
 }
 
 #[test]
+fn the_architecture_names_files_that_exist() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let quoted = text.split('`').skip(1).step_by(2);
+    let named: BTreeSet<&str> = quoted.filter(|word| word.ends_with(".rs") || word.ends_with('/')).collect();
+    assert!(named.len() > 30, "found only {named:?}: the search is broken");
+    let files: Vec<String> = tracked(&root()).iter().map(|path| format!("/{}", relative(path))).collect();
+    let is_there = |name: &str| {
+        let ending = format!("/{name}");
+        files.iter().any(|path| path.ends_with(&ending) || (name.ends_with('/') && path.contains(&ending)))
+    };
+    let faults = named.into_iter().filter(|name| !is_there(name)).map(str::to_owned).collect();
+    none(faults, "ARCHITECTURE.md changes in the commit that changes the truth");
+}
+
+#[test]
+fn every_dependency_has_its_sentence() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let rows = text.split("## Dependencies").nth(1).unwrap().lines().filter(|line| line.starts_with('|'));
+    let explained: BTreeSet<&str> =
+        rows.flat_map(|row| row.split('|').nth(1).unwrap().split(',').map(str::trim)).collect();
+    let mut used = BTreeSet::new();
+    for manifest in tracked(&root()).iter().filter(|p| p.ends_with("Cargo.toml") && !relative(p).starts_with("fuzz")) {
+        let manifest = fs::read_to_string(manifest).unwrap();
+        for section in manifest.split("\n[").filter(|s| s.lines().next().unwrap().ends_with("dependencies]")) {
+            let names = section.lines().skip(1).filter_map(|line| line.split(['=', '.', ' ']).next());
+            used.extend(
+                names.filter(|n| !n.is_empty() && !n.starts_with('#') && !n.starts_with("octet-")).map(str::to_owned),
+            );
+        }
+    }
+    let mut faults: Vec<String> = used.iter().filter(|n| !explained.contains(n.as_str())).cloned().collect();
+    let names = explained
+        .iter()
+        .filter(|n| n.chars().all(|c| c.is_alphanumeric() || c == '-') && n.len() > 1 && **n != "crate");
+    faults.extend(
+        names.filter(|n| !used.contains(**n) && !n.starts_with('-')).map(|n| format!("{n} is not used any more")),
+    );
+    none(faults, "say in ARCHITECTURE.md what a user gets from it");
+}
+
+#[test]
 fn no_tracked_file_names_the_machine_it_was_made_on() {
     // Split, so that this file does not find itself.
     let marks = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("pythonhos", "ted"), concat!("--index", "-url")];
