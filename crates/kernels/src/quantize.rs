@@ -1,8 +1,16 @@
 //! Encoding of rows into GGUF's blocks, with the least error that a search finds.
 //!
 //! A format fixes what bytes mean, not which bytes stand for a row. We look for the scales, minimums and codes that
-//! minimise `sum importance * (x - decoded)^2`: with the mean square of what a column is multiplied with as importance, that
-//! is the expected error of the product. The arithmetic is the same on every machine and so are the bytes.
+//! minimise `sum w (x - decoded)^2`. Where a column's importance is known, the mean square of what it is multiplied with, `w`
+//! is that: the sum is then the expected error of the product. Where it is not, `w` is `sqrt(x^2 + mean x^2)`, because large
+//! weights stand where much is at stake. The arithmetic is the same on every machine and so are the bytes.
+//!
+//! What it does to SmolLM2-135M, as Kullback-Leibler divergence from the source over 8192 tokens:
+//!
+//! | | `w` = 1 | `sqrt(x^2 + mean x^2)` | llama-quantize | importance | importance times root | llama-quantize with it |
+//! | --- | --- | --- | --- | --- | --- | --- |
+//! | Q4_0 | 0.265 | **0.250** | 0.256 | **0.139** | 0.150 | 0.153 |
+//! | Q2_K | 0.569 | **0.410** | 0.511 | **0.290** | 0.318 | 0.313 |
 
 mod codes;
 mod fit;
@@ -10,19 +18,18 @@ mod groups;
 mod k_quants;
 mod small_blocks;
 mod super_blocks;
+mod weighting;
 
 use half::{bf16, f16};
 use octet_checkpoint::ElementType;
 
 use crate::lanes::{Instructions, Kernel, Lanes};
+use weighting::{Importance, Weighted};
 
 pub use octet_checkpoint::mix::fallback;
 
 /// Weights that are encoded at once: eight blocks of 32, or one of 256.
 const CHUNK: usize = 256;
-
-/// Bounds of a column's importance, in shares of the row's mean. A column that calibration never saw may matter yet.
-const IMPORTANCE: (f32, f32) = (1e-3, 1e6);
 
 /// Encodes a row of weights into `out`.
 ///
@@ -62,30 +69,6 @@ fn plain<const BYTES: usize>(x: &[f32], out: &mut [u8], encode: impl Fn(f32) -> 
     }
 }
 
-/// A row's importance, to be taken in shares of its mean.
-#[derive(Clone, Copy)]
-struct Importance<'a> {
-    columns: &'a [f32],
-    per_mean: f32,
-}
-
-impl<'a> Importance<'a> {
-    /// `None` where nothing is important.
-    fn of(columns: &'a [f32]) -> Option<Importance<'a>> {
-        let sum: f64 = columns.iter().filter(|w| **w > 0.0 && w.is_finite()).map(|w| f64::from(*w)).sum();
-        let per_mean = (columns.len() as f64 / sum) as f32;
-        per_mean.is_normal().then_some(Importance { columns, per_mean })
-    }
-
-    /// Fills `out` with the importance of the columns from `start`.
-    fn read(self, start: usize, out: &mut [f32]) {
-        for (out, importance) in out.iter_mut().zip(&self.columns[start..]) {
-            // Of a NaN and a number, `max` gives the number.
-            *out = (importance * self.per_mean).max(IMPORTANCE.0).min(IMPORTANCE.1);
-        }
-    }
-}
-
 struct Encode<'a> {
     kind: ElementType,
     x: &'a [f32],
@@ -99,16 +82,13 @@ impl Kernel for Encode<'_> {
     #[inline(always)]
     fn run<V: Lanes>(self) {
         let chunk_bytes = CHUNK / self.kind.block_len() * self.kind.block_bytes();
-        let mut buffer = [1.0; CHUNK];
+        let mut chunk = Weighted::new();
         for (i, (x, out)) in self.x.chunks(CHUNK).zip(self.out.chunks_mut(chunk_bytes)).enumerate() {
-            let importance = self.importance.map(|importance| {
-                importance.read(i * CHUNK, &mut buffer[..x.len()]);
-                &buffer[..x.len()]
-            });
+            chunk.set(x, self.importance, i * CHUNK);
             if self.kind.block_len() == CHUNK {
-                k_quants::encode::<V>(self.kind, x, importance, out);
+                k_quants::encode::<V>(self.kind, &chunk, out);
             } else {
-                small_blocks::encode::<V>(self.kind, x, importance, out);
+                small_blocks::encode::<V>(self.kind, &chunk, out);
             }
         }
     }

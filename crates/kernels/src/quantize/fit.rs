@@ -1,6 +1,6 @@
 //! The search for the scale (and minimum) with which small integers come closest to a group of weights.
 //!
-//! The error of a group is `sum importance * (x - decoded)^2`. For fixed integers the best scale solves a linear equation;
+//! The error of a group is `sum w (x - decoded)^2`, where `w` says how much each weight counts. For fixed integers the best scale solves a linear equation;
 //! for a fixed scale the best integers are the nearest. So: try a fan of scales around the one that just fits the largest
 //! weight, solve for the best scale of each, keep the best, and go on alternating from there.
 
@@ -63,7 +63,7 @@ pub(super) fn scales<V: Lanes, const N: usize>(groups: &Groups<V, N>, codes: imp
 fn solve_scale<V: Lanes, const N: usize>(groups: &Groups<V, N>, codes: impl Codes, per_step: V) -> Scales<V> {
     let minus_start = negative(inverse(per_step));
     let [mut rr, mut rq, mut qq] = [V::splat(0.0); 3];
-    for (x, w) in groups.x.iter().zip(&groups.importance) {
+    for (x, w) in groups.x.iter().zip(&groups.counts) {
         let q = codes.nearest(x.mul(per_step));
         let r = minus_start.fma(q, *x);
         let (wr, wq) = (w.mul(r), w.mul(q));
@@ -141,7 +141,7 @@ fn solve_affine<V: Lanes, const N: usize>(
     let start = inverse(per_step);
     let minus_start = negative(start);
     let [mut n, mut q1, mut q2, mut r1, mut rq, mut r2] = [V::splat(0.0); 6];
-    for (x, w) in groups.x.iter().zip(&groups.importance) {
+    for (x, w) in groups.x.iter().zip(&groups.counts) {
         let above = x.sub(low);
         let q = V::from_int(clamp(above.mul(per_step), 0.0, highest).round());
         let r = minus_start.fma(q, above);

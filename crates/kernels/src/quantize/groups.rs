@@ -2,6 +2,7 @@
 //!
 //! A search for the best scale of a group is a chain of small sums; eight independent chains fill a vector register.
 
+use super::weighting::Weighted;
 use crate::lanes::{LANES, Lanes};
 
 /// Eight groups of `N` weights that share a scale each, and how much an error of each weight matters.
@@ -9,19 +10,16 @@ use crate::lanes::{LANES, Lanes};
 pub(super) struct Groups<V, const N: usize> {
     /// Weight `i` of group `j` is in lane `j` of `x[i]`.
     pub(super) x: [V; N],
-    /// Importance of that weight: around 1, never 0.
-    pub(super) importance: [V; N],
+    /// How much an error of that weight counts: around 1, never 0.
+    pub(super) counts: [V; N],
 }
 
 impl<V: Lanes, const N: usize> Groups<V, N> {
-    /// Reads up to eight groups that follow each other in `x`; missing ones count as zeros.
+    /// Reads the `part`-th eight groups of a chunk.
     #[inline(always)]
-    pub(super) fn read(x: &[f32], importance: Option<&[f32]>) -> Groups<V, N> {
-        let importance = match importance {
-            Some(importance) => side_by_side(importance, |w| w),
-            None => [V::splat(1.0); N],
-        };
-        Groups { x: side_by_side(x, within_f16), importance }
+    pub(super) fn read(chunk: &Weighted, part: usize) -> Groups<V, N> {
+        let range = part * LANES * N..(part + 1) * LANES * N;
+        Groups { x: side_by_side(&chunk.x[range.clone()]), counts: side_by_side(&chunk.counts[range]) }
     }
 
     /// The weight of largest magnitude of each group, with its sign.
@@ -41,19 +39,12 @@ impl<V: Lanes, const N: usize> Groups<V, N> {
     }
 }
 
-/// The nearest number that a float16 could be, 0 for NaN.
 #[inline(always)]
-fn within_f16(x: f32) -> f32 {
-    const LARGEST: f32 = 65504.0;
-    if x.is_nan() { 0.0 } else { x.clamp(-LARGEST, LARGEST) }
-}
-
-#[inline(always)]
-fn side_by_side<V: Lanes, const N: usize>(from: &[f32], read: impl Fn(f32) -> f32) -> [V; N] {
+fn side_by_side<V: Lanes, const N: usize>(from: &[f32]) -> [V; N] {
     let mut columns = [[0.0; LANES]; N];
     for (j, group) in from.chunks_exact(N).enumerate() {
         for (x, column) in group.iter().zip(columns.iter_mut()) {
-            column[j] = read(*x);
+            column[j] = *x;
         }
     }
     let mut out = [V::splat(0.0); N];

@@ -6,6 +6,7 @@ use super::codes::{Integers, Iq4};
 use super::fit::Fan;
 use super::small_blocks::nibbles;
 use super::super_blocks::{Affine, Block, Symmetric, with_minimums, with_scales};
+use super::weighting::Weighted;
 use crate::lanes::Lanes;
 
 const Q2_K: Affine = Affine { highest: 3.0, highest_step: 15.0, ends: Fan(-0.02, 0.18, 6) };
@@ -25,16 +26,16 @@ const Q6_K: Symmetric<Integers> = Symmetric {
 const IQ4_XS: Symmetric<Iq4> =
     Symmetric { codes: Iq4, fan: [Fan(-139.7, -101.6, 12), Fan(90.4, 124.3, 12)], steps: Integers(-32.0, 31.0) };
 
-/// Encodes one block; `x` and `importance` hold 256 numbers.
+/// Encodes one block.
 #[inline(always)]
-pub(super) fn encode<V: Lanes>(kind: ElementType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn encode<V: Lanes>(kind: ElementType, chunk: &Weighted, out: &mut [u8]) {
     let block = match kind {
-        ElementType::Q2_K => with_minimums::<V, 16, 2>(x, importance, Q2_K),
+        ElementType::Q2_K => with_minimums::<V, 16, 2>(chunk, Q2_K),
         ElementType::Q4_K | ElementType::Q5_K => {
-            with_minimums::<V, 32, 1>(x, importance, if kind == ElementType::Q4_K { Q4_K } else { Q5_K })
+            with_minimums::<V, 32, 1>(chunk, if kind == ElementType::Q4_K { Q4_K } else { Q5_K })
         }
-        ElementType::IQ4_XS => with_scales::<V, _, 32, 1>(x, importance, IQ4_XS),
-        _ => with_scales::<V, _, 16, 2>(x, importance, if kind == ElementType::Q3_K { Q3_K } else { Q6_K }),
+        ElementType::IQ4_XS => with_scales::<V, _, 32, 1>(chunk, IQ4_XS),
+        _ => with_scales::<V, _, 16, 2>(chunk, if kind == ElementType::Q3_K { Q3_K } else { Q6_K }),
     };
     write(kind, &block, out);
 }

@@ -7,6 +7,7 @@ use super::codes::{Codes, Integers, Iq4};
 use super::f16_within;
 use super::fit::{self, Fan, Minimum};
 use super::groups::{Groups, from_array, inverse, negative};
+use super::weighting::Weighted;
 use crate::lanes::{LANES, Lanes};
 
 /// With 8 bits no weight is worth clipping; what can be won is the half step beyond the last code.
@@ -23,10 +24,10 @@ struct Found {
     codes: [[u8; 32]; LANES],
 }
 
-/// Encodes up to eight blocks that follow each other; `x` and `importance` hold 32 numbers for each block of `out`.
+/// Encodes the eight blocks of a chunk, or as many as `out` holds.
 #[inline(always)]
-pub(super) fn encode<V: Lanes>(kind: ElementType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-    let groups: Groups<V, 32> = Groups::read(x, importance);
+pub(super) fn encode<V: Lanes>(kind: ElementType, chunk: &Weighted, out: &mut [u8]) {
+    let groups: Groups<V, 32> = Groups::read(chunk, 0);
     let found = match kind {
         ElementType::Q4_1 | ElementType::Q5_1 => {
             with_minimum(&groups, if kind == ElementType::Q4_1 { 15.0 } else { 31.0 })

@@ -11,6 +11,7 @@ use super::codes::{Codes, Integers};
 use super::f16_within;
 use super::fit::{self, Fan, Minimum};
 use super::groups::{Groups, choose, inverse, negative};
+use super::weighting::Weighted;
 use crate::lanes::{LANES, Lanes};
 
 /// How often the integers and `d`, `dmin` are found anew from each other.
@@ -46,12 +47,8 @@ pub(super) struct Block {
 
 /// Fits `HALVES` times eight groups of `N` weights with scales and minimums.
 #[inline(always)]
-pub(super) fn with_minimums<V: Lanes, const N: usize, const HALVES: usize>(
-    x: &[f32],
-    importance: Option<&[f32]>,
-    kind: Affine,
-) -> Block {
-    let halves = read::<V, N, HALVES>(x, importance);
+pub(super) fn with_minimums<V: Lanes, const N: usize, const HALVES: usize>(chunk: &Weighted, kind: Affine) -> Block {
+    let halves = read::<V, N, HALVES>(chunk);
     let mut wanted = [zeros(); HALVES];
     let mut start = Pair { scale: 0.0f32, minimum: 0.0f32 };
     for (groups, wanted) in halves.iter().zip(&mut wanted) {
@@ -68,11 +65,10 @@ pub(super) fn with_minimums<V: Lanes, const N: usize, const HALVES: usize>(
 /// Fits `HALVES` times eight groups of `N` weights with scales alone.
 #[inline(always)]
 pub(super) fn with_scales<V: Lanes, C: Codes, const N: usize, const HALVES: usize>(
-    x: &[f32],
-    importance: Option<&[f32]>,
+    chunk: &Weighted,
     kind: Symmetric<C>,
 ) -> Block {
-    let halves = read::<V, N, HALVES>(x, importance);
+    let halves = read::<V, N, HALVES>(chunk);
     let mut wanted = [zeros(); HALVES];
     let mut extreme = 0.0f32;
     for (groups, wanted) in halves.iter().zip(&mut wanted) {
@@ -89,14 +85,10 @@ pub(super) fn with_scales<V: Lanes, C: Codes, const N: usize, const HALVES: usiz
 
 /// Reads a block as `HALVES` times eight groups of `N`.
 #[inline(always)]
-fn read<V: Lanes, const N: usize, const HALVES: usize>(
-    x: &[f32],
-    importance: Option<&[f32]>,
-) -> [Groups<V, N>; HALVES] {
-    let mut halves = [Groups { x: [V::splat(0.0); N], importance: [V::splat(0.0); N] }; HALVES];
+fn read<V: Lanes, const N: usize, const HALVES: usize>(chunk: &Weighted) -> [Groups<V, N>; HALVES] {
+    let mut halves = [Groups { x: [V::splat(0.0); N], counts: [V::splat(0.0); N] }; HALVES];
     for (h, groups) in halves.iter_mut().enumerate() {
-        let part = h * LANES * N..(h + 1) * LANES * N;
-        *groups = Groups::read(&x[part.clone()], importance.map(|importance| &importance[part]));
+        *groups = Groups::read(chunk, h);
     }
     halves
 }
@@ -178,7 +170,7 @@ impl<V: Lanes, C: Codes, const N: usize, const HALVES: usize> Search<V, C, N, HA
         let minimum = V::splat(unit.minimum).mul(steps.minimum);
         let (per_step, minus_scale) = (inverse(scale), negative(scale));
         let mut error = V::splat(0.0);
-        for (x, w) in self.halves[h].x.iter().zip(&self.halves[h].importance) {
+        for (x, w) in self.halves[h].x.iter().zip(&self.halves[h].counts) {
             let above = x.add(minimum);
             let r = minus_scale.fma(self.codes.nearest(above.mul(per_step)), above);
             error = w.mul(r).fma(r, error);
@@ -192,7 +184,7 @@ impl<V: Lanes, C: Codes, const N: usize, const HALVES: usize> Search<V, C, N, HA
         let minimum = V::splat(unit.minimum).mul(steps.minimum);
         let per_step = inverse(V::splat(unit.scale).mul(steps.scale));
         let [mut n, mut q1, mut q2, mut x1, mut xq] = [V::splat(0.0); 5];
-        for (x, w) in self.halves[h].x.iter().zip(&self.halves[h].importance) {
+        for (x, w) in self.halves[h].x.iter().zip(&self.halves[h].counts) {
             let q = self.codes.nearest(x.add(minimum).mul(per_step));
             let wq = w.mul(q);
             n = n.add(*w);
