@@ -17,6 +17,7 @@ use serde::Serialize;
 use crate::format::three_digits;
 use crate::model_options::kv_type;
 use crate::progress::Progress;
+use crate::stdout;
 
 /// Measure prompt processing and generation
 ///
@@ -105,15 +106,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 let times = measure(&model, &args, depth, n_prompt, n_gen)?;
                 rows.push(row(&model, n_parameters, &args, limit, (depth, n_prompt, n_gen), &times));
                 if !args.json {
-                    print_row(rows.last().expect("a row has just been added"), rows.len() == 1);
+                    print_row(rows.last().expect("a row has just been added"), rows.len() == 1)?;
                 }
             }
         }
     }
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
-    }
-    Ok(())
+    if args.json { stdout::print_json(&rows) } else { Ok(()) }
 }
 
 /// Times of the repetitions, after one that is not counted.
@@ -223,16 +221,26 @@ fn row(
     }
 }
 
-fn print_row(row: &Row, first: bool) {
+fn print_row(row: &Row, first: bool) -> anyhow::Result<()> {
     if first {
-        println!("{} · {} · machine reads {} GB/s", row.cpu_info, row.kernels, three_digits(row.read_bandwidth / 1e9));
-        println!("{:>8} {:>8} {:>8} {:>8} {:>18}   bandwidth", "threads", "depth", "prompt", "generate", "tokens/s");
+        stdout::print(&format!(
+            "{} · {} · machine reads {} GB/s\n{:>8} {:>8} {:>8} {:>8} {:>18}   bandwidth\n",
+            row.cpu_info,
+            row.kernels,
+            three_digits(row.read_bandwidth / 1e9),
+            "threads",
+            "depth",
+            "prompt",
+            "generate",
+            "tokens/s"
+        ))?;
     }
     let speed = format!("{} ± {}", three_digits(row.avg_ts), three_digits(row.stddev_ts));
     let bandwidth = row.weights_bandwidth.map_or(String::new(), |b| {
         format!("{} GB/s, {:.0}% of the machine's", three_digits(b / 1e9), 100.0 * b / row.read_bandwidth)
     });
-    println!("{:>8} {:>8} {:>8} {:>8} {speed:>18}   {bandwidth}", row.n_threads, row.n_depth, row.n_prompt, row.n_gen);
+    let (threads, depth, prompt, generate) = (row.n_threads, row.n_depth, row.n_prompt, row.n_gen);
+    stdout::print(&format!("{threads:>8} {depth:>8} {prompt:>8} {generate:>8} {speed:>18}   {bandwidth}\n"))
 }
 
 fn mean_and_deviation(samples: &[f64]) -> (f64, f64) {

@@ -1,6 +1,6 @@
 //! `octet chat`: a conversation in the terminal.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +15,7 @@ use rustyline::error::ReadlineError;
 use crate::generate::statistics;
 use crate::model_options::ModelOptions;
 use crate::sampling_options::SamplingOptions;
+use crate::stdout;
 
 /// Talk with a model in the terminal
 ///
@@ -165,23 +166,15 @@ impl Chat {
         let prompt = self.format.render(&self.conversation)?;
         let sampling = self.sampling.sampling();
         self.stopped.store(false, Ordering::Relaxed);
-        let mut failed = None;
-        let mut out = std::io::stdout().lock();
-        let mut watch = |event: Event<'_>| match out.write_all(event.text.as_bytes()).and_then(|()| out.flush()) {
-            Ok(()) if self.stopped.load(Ordering::Relaxed) => Flow::Stop,
-            Ok(()) => Flow::Continue,
-            Err(error) => {
-                failed = Some(error);
-                Flow::Stop
-            }
+        let mut stream = stdout::Stream::new();
+        let mut watch = |event: Event<'_>| match stream.push(event.text) {
+            Flow::Continue if self.stopped.load(Ordering::Relaxed) => Flow::Stop,
+            flow => flow,
         };
         let stop = self.sampling.stop();
         let request = Request { prompt: &prompt.ids, start: TextStart::Fresh, sampling: &sampling, stop: &stop };
         let answer = self.generator.generate(&request, &mut Nothing, &mut watch)?;
-        if let Some(error) = failed {
-            return Err(error.into());
-        }
-        writeln!(out)?;
+        stream.finish()?;
         eprintln!("{}\n", statistics(&self.generator, &answer, sampling.seed));
         self.conversation.messages.push(Message::assistant(&answer.text));
         Ok(())

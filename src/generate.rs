@@ -1,16 +1,16 @@
 //! `octet generate`: continue one prompt.
 
-use std::io::{Read, Write};
+use std::io::Read;
 
 use anyhow::{Context, bail};
-use octet_engine::{Answer, Event, Flow, Generator, Request, StopReason, TextStart};
+use octet_engine::{Answer, Generator, Request, StopReason, TextStart};
 use octet_model::{Nothing, Record};
 use octet_tokenizer::{ChatFormat, Conversation, Message};
 
 use crate::experts_view::Choices;
-use crate::format;
 use crate::model_options::ModelOptions;
 use crate::sampling_options::SamplingOptions;
+use crate::{format, stdout};
 
 /// Continue a prompt
 #[derive(clap::Args)]
@@ -48,24 +48,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut generator = args.model.open()?;
     let ids = prompt_ids(&generator, &args, &prompt)?;
     let mut choices = Choices::default();
-    let mut out = std::io::stdout().lock();
-    let mut failed = None;
-    let mut watch = |event: Event<'_>| match out.write_all(event.text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => Flow::Continue,
-        Err(error) => {
-            failed = Some(error);
-            Flow::Stop
-        }
-    };
+    let mut stream = stdout::Stream::new();
     let stop = args.sampling.stop();
     let start = if args.is_chat() { TextStart::Fresh } else { TextStart::Continued };
     let request = Request { prompt: &ids, start, sampling: &sampling, stop: &stop };
     let record: &mut dyn Record = if args.experts { &mut choices } else { &mut Nothing };
-    let answer = generator.generate(&request, record, &mut watch)?;
-    if let Some(error) = failed {
-        return Err(error).context("cannot write the answer");
-    }
-    writeln!(out).context("cannot write the answer")?;
+    let answer = generator.generate(&request, record, &mut |event| stream.push(event.text))?;
+    stream.finish()?;
     if args.experts {
         eprintln!("\n{}", choices.draw());
     }

@@ -3,6 +3,7 @@
 mod scratch;
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use scratch::{Scratch, fixtures, octet, octet_reading, text};
 
@@ -214,9 +215,18 @@ fn a_disk_that_fills_up_ends_in_one_line() {
 #[test]
 fn a_closed_pipe_is_no_panic() {
     let model = fixtures().join("mixtral-8x2");
-    let script = format!("{} inspect {} --tensors --json | head -c 1", env!("CARGO_BIN_EXE_octet"), text(&model));
-    let output = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "whoever closed the pipe has read enough");
+    for command in ["inspect MODEL --tensors --json", "bench MODEL -p 4 -n 2 -r 1", "bench MODEL -p 4 -n 0 -r 1 --json"]
+    {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let arguments = command.split(' ').map(|word| if word == "MODEL" { text(&model) } else { word });
+        let mut octet = std::process::Command::new(env!("CARGO_BIN_EXE_octet"));
+        let output = octet.args(arguments).stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{command}: {}", output.status);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(said, "", "{command}: whoever closed the pipe has read enough");
+    }
 }
 
 #[test]
