@@ -24,7 +24,7 @@ const MAX_TEXT_BYTES: u64 = 1 << 30;
 ///
 /// Errors: no tokenizer, no text, a model that does not run.
 pub fn run(checkpoint: &Arc<Checkpoint>, text: &Path, max_tokens: usize, threads: usize) -> anyhow::Result<Importance> {
-    let ids = tokens(checkpoint.path(), text, max_tokens)?;
+    let ids = tokens(checkpoint, text, max_tokens)?;
     let loading = Progress::new("loading");
     let mut report = |done, total| loading.at(done, total);
     let options = LoadOptions { progress: Some(&mut report), ..Default::default() };
@@ -52,13 +52,13 @@ pub fn run(checkpoint: &Arc<Checkpoint>, text: &Path, max_tokens: usize, threads
 }
 
 /// The text's ids, in chunks that each begin as the model expects a text to begin.
-fn tokens(model: &Path, text: &Path, max_tokens: usize) -> anyhow::Result<Vec<u32>> {
+fn tokens(checkpoint: &Checkpoint, text: &Path, max_tokens: usize) -> anyhow::Result<Vec<u32>> {
     let cannot = || format!("cannot read {}", text.display());
     if text.metadata().with_context(cannot)?.len() > MAX_TEXT_BYTES {
         bail!("{}: is larger than {MAX_TEXT_BYTES} bytes; a few hundred kilobytes will do", text.display());
     }
     let bytes = std::fs::read(text).with_context(cannot)?;
-    let tokenizer = Tokenizer::open(model).context("--calibrate needs the model's tokenizer")?;
+    let tokenizer = Tokenizer::of_checkpoint(checkpoint).context("--calibrate needs the model's tokenizer")?;
     let mut ids = tokenizer.encode(&String::from_utf8_lossy(&bytes));
     if ids.is_empty() {
         bail!("{}: is an empty text; there is nothing to learn from it", text.display());

@@ -1,9 +1,10 @@
 //! The options by which commands open a model, said once.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use octet_checkpoint::ElementType;
+use octet_checkpoint::{Checkpoint, ElementType};
 use octet_engine::{Generator, OpenOptions};
 use octet_kernels::KvType;
 
@@ -61,12 +62,14 @@ impl ModelOptions {
     /// Opens the model with a progress bar.
     pub fn open(&self) -> anyhow::Result<Generator> {
         let options = self.open_options()?;
+        let cannot = || format!("cannot open {}", self.model.display());
+        let checkpoint = Arc::new(Checkpoint::open(&self.model).with_context(cannot)?);
         if !self.load_anyway {
-            crate::plan::check_fits(&self.model, &options)?;
+            crate::plan::check_fits(&checkpoint, &options)?;
         }
         let progress = Progress::new("loading");
-        let generator = Generator::open_with(&self.model, &options, Some(&mut |done, total| progress.at(done, total)))
-            .with_context(|| format!("cannot open {}", self.model.display()))?;
+        let generator = Generator::load(checkpoint, &options, Some(&mut |done, total| progress.at(done, total)))
+            .with_context(cannot)?;
         progress.finish();
         Ok(generator)
     }

@@ -1,6 +1,6 @@
 //! `octet plan`: memory and speed before loading, and the check that every command makes before it loads a model.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
@@ -120,12 +120,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// Refuses to load what will not fit; says so where it fits, but not with its whole context.
 ///
 /// # Errors
-/// A checkpoint that cannot be opened, or one that needs more memory than is free: with what would fit instead.
-pub fn check_fits(model: &Path, options: &OpenOptions) -> anyhow::Result<()> {
+/// A checkpoint that needs more memory than is free: with what would fit instead.
+pub fn check_fits(checkpoint: &Checkpoint, options: &OpenOptions) -> anyhow::Result<()> {
     let Some(memory) = machine::memory() else { return Ok(()) };
-    let checkpoint = Checkpoint::open(model)?;
     let params = checkpoint.params();
-    let element_type = footprint::types_of(&checkpoint, options.quantize);
+    let element_type = footprint::types_of(checkpoint, options.quantize);
     let wanted = options.context.unwrap_or_else(|| footprint::default_context(params));
     let usage = Use { context: wanted, users: 1, kv: options.kv, chunk: options.chunk };
     let whole = fit(params, &element_type, &usage, Some(memory));
@@ -142,7 +141,7 @@ pub fn check_fits(model: &Path, options: &OpenOptions) -> anyhow::Result<()> {
     let advice = whole.advice.unwrap_or_default();
     bail!(
         "{} needs {}, but {} are free; {advice}; --load-anyway tries",
-        model.display(),
+        checkpoint.path().display(),
         whole.footprint,
         format::bytes(memory.available)
     );

@@ -39,7 +39,7 @@ pub struct TokenizerFiles {
 /// the same, with a note.
 pub fn carry(checkpoint: &Checkpoint, to: Layout) -> anyhow::Result<TokenizerFiles> {
     let mut notes = Vec::new();
-    let tokenizer = match Tokenizer::open(checkpoint.path()) {
+    let tokenizer = match Tokenizer::of_checkpoint(checkpoint) {
         Ok(tokenizer) => Some(tokenizer),
         Err(error) => {
             notes.push(format!("no tokenizer goes along ({error})"));

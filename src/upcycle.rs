@@ -170,7 +170,7 @@ fn shape(params: &Params) -> [(&'static str, f64); 9] {
 /// Refuses two models whose tokens of the same id are different texts. Models without a tokenizer cannot be compared,
 /// which is worth a note.
 fn check_vocabularies(first: &Checkpoint, other: &Checkpoint) -> anyhow::Result<Option<String>> {
-    let (Ok(a), Ok(b)) = (Tokenizer::open(first.path()), Tokenizer::open(other.path())) else {
+    let (Ok(a), Ok(b)) = (Tokenizer::of_checkpoint(first), Tokenizer::of_checkpoint(other)) else {
         let (a, b) = (first.path().display(), other.path().display());
         return Ok(Some(format!("{a} or {b} has no tokenizer, so their vocabularies are not compared")));
     };

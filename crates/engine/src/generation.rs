@@ -159,20 +159,19 @@ impl Generator {
     /// # Errors
     /// If either cannot be read, or the machine lacks the memory for the KV cache.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Generator, Error> {
-        Generator::open_with(path, options, None)
+        Generator::load(Arc::new(Checkpoint::open(path).map_err(octet_model::Error::from)?), options, None)
     }
 
-    /// As [`Generator::open`], reporting bytes of weights read so far and in all.
+    /// Makes a generator of an opened checkpoint, reporting bytes of weights read so far and in all.
     ///
     /// # Errors
     /// As [`Generator::open`].
-    pub fn open_with(
-        path: &Path,
+    pub fn load(
+        checkpoint: Arc<Checkpoint>,
         options: &OpenOptions,
         progress: Option<&mut dyn FnMut(u64, u64)>,
     ) -> Result<Generator, Error> {
-        let checkpoint = Arc::new(Checkpoint::open(path).map_err(octet_model::Error::from)?);
-        let tokenizer = Tokenizer::open(path)?;
+        let tokenizer = Tokenizer::of_checkpoint(&checkpoint)?;
         let threads = options.threads.unwrap_or_else(octet_kernels::cpu::available_threads);
         let load = LoadOptions { quantize: options.quantize, progress };
         let model = Transformer::load(checkpoint, threads, load)?;

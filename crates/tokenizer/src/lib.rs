@@ -1,6 +1,6 @@
 //! Text to tokens and back, and conversations to prompts.
 //!
-//! [`Tokenizer::open`] reads `tokenizer.model`. [`ChatFormat`] writes a [`Conversation`] the way the model was
+//! [`Tokenizer::open`] reads `tokenizer.model`, `tokenizer.json` and the vocabulary of a GGUF. [`ChatFormat`] writes a [`Conversation`] the way the model was
 //! trained to see it. Control tokens come only from formats, never from what users typed.
 
 #![forbid(unsafe_code)]

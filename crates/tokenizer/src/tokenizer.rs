@@ -7,6 +7,7 @@ use crate::matcher::Matcher;
 use crate::ranking::Ranking;
 use crate::sentencepiece::{Place, SentencePiece, SpacePrefix};
 use crate::vocabulary::{TokenKind, Vocabulary};
+use octet_checkpoint::Checkpoint;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -72,6 +73,14 @@ impl Tokenizer {
     /// (`.v1`, `.v3`, …) or `tokenizer.json`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         crate::open::open(path.as_ref())
+    }
+
+    /// The tokenizer of a checkpoint that is open already: a GGUF's vocabulary is taken from its header as it was read.
+    pub fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Self, Error> {
+        match checkpoint.gguf() {
+            Some(metadata) => Tokenizer::from_gguf_metadata(metadata, checkpoint.path()),
+            None => Tokenizer::open(checkpoint.path()),
+        }
     }
 
     pub(crate) fn new(mut parts: Parts) -> Self {
