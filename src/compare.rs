@@ -1,13 +1,12 @@
 //! Two checkpoints of one model held against each other: how far weights of each role moved.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use octet_checkpoint::{Checkpoint, ElementType, ExpertMatrix, LayerTensor, Tensor, TensorName};
 use octet_kernels::ThreadPool;
-use octet_kernels::blocks::dequantize_row;
+use octet_model::floats;
 
 use crate::format;
 use crate::progress::Progress;
@@ -113,7 +112,7 @@ fn distance(from: &Tensor<'_>, to: &Tensor<'_>) -> Distance {
     let step = (READ_BYTES / from.row_bytes()).max(1);
     for start in (0..from.rows()).step_by(step) {
         let rows = start..from.rows().min(start + step);
-        for (x, y) in values(from, rows.clone()).into_iter().zip(values(to, rows)) {
+        for (x, y) in floats(from, rows.clone()).into_iter().zip(floats(to, rows)) {
             let (x, error) = (f64::from(x), (f64::from(x) - f64::from(y)).abs());
             distance.squares += x * x;
             distance.errors += error * error;
@@ -123,15 +122,4 @@ fn distance(from: &Tensor<'_>, to: &Tensor<'_>) -> Distance {
     from.forget_pages();
     to.forget_pages();
     distance
-}
-
-/// Rows of a tensor as numbers.
-fn values(tensor: &Tensor<'_>, rows: Range<usize>) -> Vec<f32> {
-    let mut stored = vec![0; rows.len() * tensor.row_bytes()];
-    let mut values = vec![0.0; rows.len() * tensor.cols()];
-    tensor.read_rows(rows, &mut stored);
-    for (stored, values) in stored.chunks_exact(tensor.row_bytes()).zip(values.chunks_exact_mut(tensor.cols())) {
-        dequantize_row(tensor.element_type(), stored, values);
-    }
-    values
 }

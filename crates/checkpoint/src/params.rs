@@ -245,7 +245,7 @@ impl Params {
 const EXPERT_MATRICES: [ExpertMatrix; 3] = [ExpertMatrix::W1, ExpertMatrix::W2, ExpertMatrix::W3];
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn mixtral_8x7b() -> Params {

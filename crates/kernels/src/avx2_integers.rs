@@ -52,21 +52,25 @@ pub(crate) trait Format: Sized {
     /// # Safety
     /// See `new`.
     unsafe fn scale(&self, run: usize) -> __m256i;
-    /// Two neighbouring minimums in 16 bits.
+    /// Two neighbouring minimums in 16 bits; asked of formats with minimums only.
     ///
     /// # Safety
     /// See `new`.
-    unsafe fn minimums(&self, pair: usize) -> __m256i;
+    unsafe fn minimums(&self, _pair: usize) -> __m256i {
+        unreachable!("MINIMUM_COLUMNS is 0")
+    }
     /// The float scale of the tile, or of group `group`.
     ///
     /// # Safety
     /// See `new`.
     unsafe fn d(&self, group: usize) -> __m256;
-    /// The float scale of the minimums.
+    /// The float scale of the minimums; asked of formats with minimums only.
     ///
     /// # Safety
     /// See `new`.
-    unsafe fn dmin(&self) -> __m256;
+    unsafe fn dmin(&self) -> __m256 {
+        unreachable!("MINIMUM_COLUMNS is 0")
+    }
 }
 
 /// A [`TileKernel`](crate::avx2::TileKernel).

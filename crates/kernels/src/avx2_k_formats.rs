@@ -244,17 +244,9 @@ impl Format for Q6K {
         unsafe { twice_signed(vector(self.tile, 0, run / 4), run % 4) }
     }
     #[inline(always)]
-    unsafe fn minimums(&self, _: usize) -> __m256i {
-        unreachable!("MINIMUM_COLUMNS is 0")
-    }
-    #[inline(always)]
     unsafe fn d(&self, _: usize) -> __m256 {
         // SAFETY: as above.
         unsafe { halves(self.tile.add(1664)) }
-    }
-    #[inline(always)]
-    unsafe fn dmin(&self) -> __m256 {
-        unreachable!("MINIMUM_COLUMNS is 0")
     }
 }
 
@@ -303,17 +295,9 @@ impl Format for Q3K {
         unsafe { _mm256_sub_epi16(twice_unsigned(self.scales[run / 4 % 4], run % 4), _mm256_set1_epi16(32)) }
     }
     #[inline(always)]
-    unsafe fn minimums(&self, _: usize) -> __m256i {
-        unreachable!("MINIMUM_COLUMNS is 0")
-    }
-    #[inline(always)]
     unsafe fn d(&self, _: usize) -> __m256 {
         // SAFETY: as above.
         unsafe { halves(self.tile.add(864)) }
-    }
-    #[inline(always)]
-    unsafe fn dmin(&self) -> __m256 {
-        unreachable!("MINIMUM_COLUMNS is 0")
     }
 }
 

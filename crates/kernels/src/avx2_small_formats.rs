@@ -199,17 +199,9 @@ impl<const LEVELS: bool> Format for ScaledBlocks<LEVELS> {
         unreachable!("scales are floats")
     }
     #[inline(always)]
-    unsafe fn minimums(&self, _: usize) -> __m256i {
-        unreachable!("MINIMUM_COLUMNS is 0")
-    }
-    #[inline(always)]
     unsafe fn d(&self, group: usize) -> __m256 {
         // SAFETY: as above.
         unsafe { halves(self.tile.add(16 * group)) }
-    }
-    #[inline(always)]
-    unsafe fn dmin(&self) -> __m256 {
-        unreachable!("MINIMUM_COLUMNS is 0")
     }
 }
 
@@ -261,16 +253,8 @@ impl Format for Iq4Xs {
         }
     }
     #[inline(always)]
-    unsafe fn minimums(&self, _: usize) -> __m256i {
-        unreachable!("MINIMUM_COLUMNS is 0")
-    }
-    #[inline(always)]
     unsafe fn d(&self, _: usize) -> __m256 {
         // SAFETY: as above.
         unsafe { halves(self.tile) }
-    }
-    #[inline(always)]
-    unsafe fn dmin(&self) -> __m256 {
-        unreachable!("MINIMUM_COLUMNS is 0")
     }
 }

@@ -30,3 +30,4 @@ pub use kv_cache::{KvCache, SequenceId};
 pub use record::{Nothing, Record};
 pub use router::Routing;
 pub use transformer::{LoadOptions, Transformer, Workspace};
+pub use weights::floats;

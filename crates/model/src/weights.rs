@@ -139,8 +139,8 @@ impl Loader<'_, '_> {
     }
 }
 
-/// Rows of a tensor as floats.
-fn floats(tensor: &Tensor<'_>, rows: Range<usize>) -> Vec<f32> {
+/// `rows` of a tensor as floats `[rows, cols]`, whatever type they are stored in.
+pub fn floats(tensor: &Tensor<'_>, rows: Range<usize>) -> Vec<f32> {
     let mut bytes = vec![0; rows.len() * tensor.row_bytes()];
     let mut values = vec![0.0; rows.len() * tensor.cols()];
     tensor.read_rows(rows, &mut bytes);

@@ -2,31 +2,10 @@
 
 use super::faults::{Types, of_types};
 use super::*;
+use crate::params::tests::mixtral_8x7b;
 use crate::{Architecture, Moe};
 use ExpertMatrix::{W1, W2};
 use LayerTensor::*;
-
-fn mixtral_8x7b() -> Params {
-    Params {
-        architecture: Architecture::Mixtral,
-        dim: 4096,
-        n_layers: 32,
-        head_dim: 128,
-        hidden_dim: 14336,
-        n_heads: 32,
-        n_kv_heads: 8,
-        vocab_size: 32000,
-        norm_eps: 1e-5,
-        rope_theta: 1e6,
-        sliding_window: None,
-        context_length: None,
-        tied_embeddings: false,
-        moe: Some(Moe { num_experts: 8, num_experts_per_tok: 2 }),
-        router_aux_loss_coef: None,
-        bos_id: None,
-        eos_id: None,
-    }
-}
 
 fn dense(n_layers: usize, n_kv_heads: usize) -> Params {
     Params { architecture: Architecture::Llama, n_layers, n_kv_heads, moe: None, ..mixtral_8x7b() }
