@@ -36,6 +36,8 @@ pub(crate) fn load(
         true => loader.matrix(TensorName::TokenEmbedding)?,
         false => loader.matrix(TensorName::Output)?,
     };
+    // Once more for all: reading a tensor maps pages around it too, of neighbours that were let go before.
+    checkpoint.params().tensors().filter_map(|name| checkpoint.find(name)).for_each(|tensor| tensor.forget_pages());
     Ok(Weights { layers, norm, output })
 }
 
