@@ -1,32 +1,37 @@
-//! `octet bench`: prompt processing and generation, measured as llama-bench does.
+//! `octet bench`: prompt processing and generation, measured as llama-bench and llama-batched-bench do.
 //!
 //! Each test is run once to warm up and then `-r` times; what is timed is the forward passes alone, on random tokens, so
 //! that the answer's own course does not matter.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::bail;
 use octet_checkpoint::Checkpoint;
-use octet_engine::Random;
 use octet_kernels::KvType;
-use octet_kernels::limits::read_bandwidth;
-use octet_model::{Batch, KvCache, LoadOptions, Logits, Nothing, Transformer, Workspace};
-use serde::Serialize;
+use octet_model::{LoadOptions, Transformer};
 
-use crate::format::three_digits;
 use crate::model_options::kv_type;
 use crate::progress::Progress;
 use crate::stdout;
 
+mod measure;
+mod row;
+
+use measure::{Setting, Test};
+use row::{Limits, Row};
+
 /// Measure prompt processing and generation
 ///
-/// Options and JSON fields mean what they mean to llama-bench. Beside each speed of generation stands the memory bandwidth
-/// that it reaches, and what this machine reads at best, measured in the same run.
+/// Options and JSON fields mean what they mean to llama-bench, and with --npl to llama-batched-bench; -npp, -ntg, -npl,
+/// -ctk and -ctv may be written with one dash, as there. Beside each speed stands the share that it reaches of what this
+/// machine can do, measured in the same run: of the memory's bandwidth where tokens are generated, of the 8-bit multiply-adds
+/// where prompts are read.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder or file of the checkpoint
-    model: std::path::PathBuf,
+    model: PathBuf,
     /// Tokens of a prompt; several as 64,512; 0 for no such test
     #[arg(short = 'p', long, value_delimiter = ',', default_value = "512")]
     n_prompt: Vec<usize>,
@@ -36,216 +41,155 @@ pub struct Args {
     /// Tokens that are in the KV cache before the test begins
     #[arg(short = 'd', long, value_delimiter = ',', default_value = "0")]
     n_depth: Vec<usize>,
+    /// Sequences that generate at once, as 1,2,4,8: tests of --npp and --ntg, in place of -p, -n and -d
+    #[arg(long, value_delimiter = ',')]
+    npl: Vec<usize>,
+    /// Tokens of the prompt of each of the sequences
+    #[arg(long, value_delimiter = ',', default_value = "32")]
+    npp: Vec<usize>,
+    /// Tokens that each of the sequences generates
+    #[arg(long, value_delimiter = ',', default_value = "32")]
+    ntg: Vec<usize>,
     /// Threads [default: as many as this process may use]
     #[arg(short, long, value_delimiter = ',')]
     threads: Vec<usize>,
     /// Repetitions of each test
     #[arg(short, long, default_value_t = 5)]
     repetitions: usize,
+    /// Begin to measure at once, without a run that does not count
+    #[arg(long)]
+    no_warmup: bool,
     /// Tokens of a prompt that run in one pass
     #[arg(short = 'b', long, default_value_t = 512)]
     batch_size: usize,
-    /// Type of the KV cache: f16, q8_0 or f32
-    #[arg(long, default_value = "f16", value_parser = kv_type)]
-    kv: KvType,
+    /// Type of keys and values in the cache: f16, q8_0 or f32
+    #[arg(long, visible_alias = "ctk", visible_alias = "kv", default_value = "f16", value_parser = kv_type)]
+    cache_type_k: KvType,
+    /// The same, for whoever says it twice
+    #[arg(long, alias = "ctv", value_parser = kv_type, hide = true)]
+    cache_type_v: Option<KvType>,
+    /// Experts that work on each token, as 1,2,4: what each costs [default: the model's own number]
+    #[arg(long, value_name = "K", value_delimiter = ',')]
+    experts_per_token: Vec<usize>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// One row of the result, with llama-bench's field names.
-#[derive(Serialize)]
-struct Row {
-    build_number: &'static str,
-    cpu_info: String,
-    kernels: &'static str,
-    model_filename: String,
-    model_size: u64,
-    model_n_params: u64,
-    n_batch: usize,
-    n_ubatch: usize,
-    n_threads: usize,
-    type_k: String,
-    type_v: String,
-    n_prompt: usize,
-    n_gen: usize,
-    n_depth: usize,
-    test_time: u64,
-    avg_ns: u64,
-    stddev_ns: u64,
-    avg_ts: f64,
-    stddev_ts: f64,
-    samples_ns: Vec<u64>,
-    samples_ts: Vec<f64>,
-    /// Weights read per second in generation, bytes; absent for prompts.
-    weights_bandwidth: Option<f64>,
-    /// What the machine reads at best, bytes per second.
-    read_bandwidth: f64,
+/// Options that llama-bench writes with one dash.
+const ONE_DASH: [&str; 5] = ["npp", "ntg", "npl", "ctk", "ctv"];
+
+/// The command line with llama-bench's spelling made ours: `-npl` is `--npl` in `octet bench`.
+pub fn spelled_as_ours(line: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let line: Vec<OsString> = line.into_iter().collect();
+    if line.get(1).is_none_or(|command| command != "bench") {
+        return line;
+    }
+    let ours = |word: OsString| match word.to_str().and_then(|word| word.strip_prefix('-')) {
+        Some(name) if ONE_DASH.contains(&name.split('=').next().unwrap_or_default()) => format!("--{name}").into(),
+        _ => word,
+    };
+    line.into_iter().map(ours).collect()
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    if args.repetitions == 0 || args.batch_size == 0 || args.threads.contains(&0) {
-        bail!("--repetitions, --batch-size and --threads have to be 1 or more");
-    }
-    let threads =
-        if args.threads.is_empty() { vec![octet_kernels::cpu::available_threads()] } else { args.threads.clone() };
+    args.check()?;
     let checkpoint = Arc::new(Checkpoint::open(&args.model)?);
-    let n_parameters = checkpoint.params().n_parameters();
     let mut rows = Vec::new();
-    for &threads in &threads {
-        let progress = Progress::new("loading");
-        let mut report = |done, total| progress.at(done, total);
-        let options = LoadOptions { progress: Some(&mut report), ..Default::default() };
-        let model = Transformer::load(checkpoint.clone(), threads, options)?;
-        progress.finish();
-        let limit = read_bandwidth(model.pool(), 3);
-        for &depth in &args.n_depth {
-            let tests = args.n_prompt.iter().map(|&p| (p, 0)).chain(args.n_gen.iter().map(|&n| (0, n)));
-            for (n_prompt, n_gen) in tests.filter(|&(p, n)| p + n > 0) {
-                let times = measure(&model, &args, depth, n_prompt, n_gen)?;
-                rows.push(row(&model, n_parameters, &args, limit, (depth, n_prompt, n_gen), &times));
-                if !args.json {
-                    print_row(rows.last().expect("a row has just been added"), rows.len() == 1)?;
-                }
+    for threads in args.thread_counts() {
+        let model = load(&checkpoint, threads)?;
+        let limits = Limits::of(model.pool());
+        for setting in args.settings(model.config().num_experts_per_tok) {
+            let samples = measure::run(&model, &setting)?;
+            let row = Row::new(&args.model, &checkpoint, &model, &setting, &limits, &samples);
+            if !args.json {
+                row::print(&row, rows.is_empty())?;
             }
+            rows.push(row);
         }
     }
     if args.json { stdout::print_json(&rows) } else { Ok(()) }
 }
 
-/// Times of the repetitions, after one that is not counted.
-fn measure(
-    model: &Transformer,
-    args: &Args,
-    depth: usize,
-    n_prompt: usize,
-    n_gen: usize,
-) -> anyhow::Result<Vec<Duration>> {
-    let mut bench = Bench {
-        model,
-        cache: KvCache::new(
-            model.config(),
-            args.kv,
-            (depth + n_prompt + n_gen).next_multiple_of(KvCache::PAGE_TOKENS),
-        )?,
-        workspace: Workspace::default(),
-        batch: Batch::default(),
-        random: Random::new(1),
-        chunk: args.batch_size,
-    };
-    let sequence = bench.cache.add_sequence();
-    bench.prompt(sequence, depth)?;
-    let mut times = Vec::new();
-    for repetition in 0..=args.repetitions {
-        bench.cache.truncate(sequence, depth);
-        let start = Instant::now();
-        bench.prompt(sequence, n_prompt)?;
-        for _ in 0..n_gen {
-            bench.step(sequence, 1, Logits::Last)?;
-        }
-        if repetition > 0 {
-            times.push(start.elapsed());
-        }
-    }
-    Ok(times)
+fn load(checkpoint: &Arc<Checkpoint>, threads: usize) -> anyhow::Result<Transformer> {
+    let progress = Progress::new("loading");
+    let mut report = |done, total| progress.at(done, total);
+    let options = LoadOptions { progress: Some(&mut report), ..Default::default() };
+    let model = Transformer::load(checkpoint.clone(), threads, options)?;
+    progress.finish();
+    Ok(model)
 }
 
-struct Bench<'a> {
-    model: &'a Transformer,
-    cache: KvCache,
-    workspace: Workspace,
-    batch: Batch,
-    random: Random,
-    chunk: usize,
-}
-
-impl Bench<'_> {
-    fn prompt(&mut self, sequence: octet_model::SequenceId, n_tokens: usize) -> anyhow::Result<()> {
-        let mut left = n_tokens;
-        while left > 0 {
-            let n = left.min(self.chunk);
-            left -= n;
-            self.step(sequence, n, if left == 0 { Logits::Last } else { Logits::None })?;
+impl Args {
+    fn check(&self) -> anyhow::Result<()> {
+        let at_least_one = [
+            ("--repetitions", self.repetitions),
+            ("--batch-size", self.batch_size),
+            ("--threads", self.threads.iter().copied().min().unwrap_or(1)),
+            ("--npl", self.npl.iter().copied().min().unwrap_or(1)),
+            ("--experts-per-token", self.experts_per_token.iter().copied().min().unwrap_or(1)),
+        ];
+        if let Some((flag, _)) = at_least_one.into_iter().find(|&(_, value)| value == 0) {
+            bail!("{flag} is 0; it has to be 1 or more");
+        }
+        if self.cache_type_v.is_some_and(|v| v != self.cache_type_k) {
+            bail!("-ctv differs from -ctk; keys and values are kept in one type");
         }
         Ok(())
     }
 
-    fn step(&mut self, sequence: octet_model::SequenceId, n_tokens: usize, wanted: Logits) -> anyhow::Result<()> {
-        let vocab_size = self.model.config().vocab_size as u64;
-        let tokens: Vec<u32> = (0..n_tokens).map(|_| (self.random.bits() % vocab_size) as u32).collect();
-        self.batch.clear();
-        self.batch.push(sequence, &tokens, wanted);
-        self.model.forward(&self.batch, &mut self.cache, &mut self.workspace, &mut Nothing)?;
-        Ok(())
+    fn thread_counts(&self) -> Vec<usize> {
+        if self.threads.is_empty() { vec![octet_kernels::cpu::available_threads()] } else { self.threads.clone() }
+    }
+
+    /// Every test under every setting, in the order in which llama-bench runs them.
+    fn settings(&self, own_experts: usize) -> Vec<Setting> {
+        let experts =
+            if self.experts_per_token.is_empty() { vec![own_experts] } else { self.experts_per_token.clone() };
+        let tests = if self.npl.is_empty() { self.single_tests() } else { self.batched_tests() };
+        let setting = |experts_per_token, test| Setting {
+            test,
+            experts_per_token,
+            batch_size: self.batch_size,
+            kv: self.cache_type_k,
+            repetitions: self.repetitions,
+            warmup: !self.no_warmup,
+        };
+        experts.iter().flat_map(|&experts| tests.iter().map(move |&test| setting(experts, test))).collect()
+    }
+
+    fn single_tests(&self) -> Vec<Test> {
+        let of_depth = |depth| {
+            let prompts = self.n_prompt.iter().map(move |&n_prompt| Test::Single { depth, n_prompt, n_gen: 0 });
+            prompts.chain(self.n_gen.iter().map(move |&n_gen| Test::Single { depth, n_prompt: 0, n_gen }))
+        };
+        let tests = self.n_depth.iter().flat_map(|&depth| of_depth(depth));
+        tests.filter(|test| !matches!(test, Test::Single { n_prompt: 0, n_gen: 0, .. })).collect()
+    }
+
+    fn batched_tests(&self) -> Vec<Test> {
+        let mut tests = Vec::new();
+        for &pp in &self.npp {
+            for &tg in &self.ntg {
+                tests.extend(self.npl.iter().map(|&pl| Test::Batched { pp, tg, pl }));
+            }
+        }
+        tests
     }
 }
 
-fn row(
-    model: &Transformer,
-    model_n_params: u64,
-    args: &Args,
-    limit: f64,
-    (n_depth, n_prompt, n_gen): (usize, usize, usize),
-    times: &[Duration],
-) -> Row {
-    let samples_ns: Vec<u64> = times.iter().map(|t| t.as_nanos() as u64).collect();
-    let samples_ts: Vec<f64> = times.iter().map(|t| (n_prompt + n_gen) as f64 / t.as_secs_f64()).collect();
-    let (avg_ns, stddev_ns) = mean_and_deviation(&samples_ns.iter().map(|&n| n as f64).collect::<Vec<_>>());
-    let (avg_ts, stddev_ts) = mean_and_deviation(&samples_ts);
-    let kv = format!("{:?}", args.kv).to_lowercase();
-    Row {
-        build_number: env!("CARGO_PKG_VERSION"),
-        cpu_info: crate::machine::cpu_name().unwrap_or_else(|| "unknown".into()),
-        kernels: octet_kernels::cpu::features(),
-        model_filename: args.model.display().to_string(),
-        model_size: model.weights_bytes() as u64,
-        model_n_params,
-        n_batch: args.batch_size,
-        n_ubatch: args.batch_size,
-        n_threads: model.pool().threads(),
-        type_k: kv.clone(),
-        type_v: kv,
-        n_prompt,
-        n_gen,
-        n_depth,
-        test_time: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-        avg_ns: avg_ns as u64,
-        stddev_ns: stddev_ns as u64,
-        avg_ts,
-        stddev_ts,
-        samples_ns,
-        samples_ts,
-        weights_bandwidth: (n_gen > 0).then(|| model.active_bytes() as f64 * avg_ts),
-        read_bandwidth: limit,
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn print_row(row: &Row, first: bool) -> anyhow::Result<()> {
-    if first {
-        stdout::print(&format!(
-            "{} · {} · machine reads {} GB/s\n{:>8} {:>8} {:>8} {:>8} {:>18}   bandwidth\n",
-            row.cpu_info,
-            row.kernels,
-            three_digits(row.read_bandwidth / 1e9),
-            "threads",
-            "depth",
-            "prompt",
-            "generate",
-            "tokens/s"
-        ))?;
+    #[test]
+    fn one_dash_is_enough_where_llama_bench_has_one() {
+        let words = |line: &str| spelled_as_ours(line.split(' ').map(OsString::from));
+        assert_eq!(
+            words("octet bench m -npl 1,2 -ctk=q8_0 -p 3"),
+            ["octet", "bench", "m", "--npl", "1,2", "--ctk=q8_0", "-p", "3"]
+        );
+        assert_eq!(words("octet chat -ctk"), ["octet", "chat", "-ctk"]);
     }
-    let speed = format!("{} ± {}", three_digits(row.avg_ts), three_digits(row.stddev_ts));
-    let bandwidth = row.weights_bandwidth.map_or(String::new(), |b| {
-        format!("{} GB/s, {:.0}% of the machine's", three_digits(b / 1e9), 100.0 * b / row.read_bandwidth)
-    });
-    let (threads, depth, prompt, generate) = (row.n_threads, row.n_depth, row.n_prompt, row.n_gen);
-    stdout::print(&format!("{threads:>8} {depth:>8} {prompt:>8} {generate:>8} {speed:>18}   {bandwidth}\n"))
-}
-
-fn mean_and_deviation(samples: &[f64]) -> (f64, f64) {
-    let n = samples.len() as f64;
-    let mean = samples.iter().sum::<f64>() / n;
-    let squares: f64 = samples.iter().map(|s| (s - mean).powi(2)).sum();
-    (mean, if samples.len() > 1 { (squares / (n - 1.0)).sqrt() } else { 0.0 })
 }

@@ -81,7 +81,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let command = match Arguments::try_parse() {
+    let command = match Arguments::try_parse_from(bench::spelled_as_ours(std::env::args_os())) {
         Ok(arguments) => arguments.command,
         Err(error) => return usage_error::report(&error),
     };

@@ -96,9 +96,8 @@ impl Transformer {
         layers + self.output.bytes() + self.norm.len() * 4
     }
 
-    /// Bytes of weights that one generated token reads.
-    pub fn active_bytes(&self) -> usize {
-        let per_token = self.config.num_experts_per_tok;
+    /// Bytes of weights that one generated token reads when `per_token` experts work on it.
+    pub fn active_bytes(&self, per_token: usize) -> usize {
         let layers = self.layers.iter().map(|layer| layer.active_bytes(per_token)).sum::<usize>();
         layers + self.output.bytes() + self.norm.len() * 4
     }
