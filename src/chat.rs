@@ -12,9 +12,9 @@ use octet_tokenizer::{ChatFormat, Conversation, Message, Role};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use crate::generate::statistics;
+use crate::generate::{experts_cost, statistics};
 use crate::model_options::ModelOptions;
-use crate::sampling_options::SamplingOptions;
+use crate::sampling_options::{self, SamplingOptions};
 use crate::stdout;
 
 /// Talk with a model in the terminal
@@ -35,8 +35,7 @@ pub struct Args {
     sampling: SamplingOptions,
 }
 
-const HELP: &str = "\
-  /system TEXT         set the system message; without TEXT show it
+const HELP: &str = "  /system TEXT         set the system message; without TEXT show it
   /reset               begin a new conversation
   /save FILE           write the conversation as JSON
   /params              list the sampling settings
@@ -134,14 +133,29 @@ impl Chat {
                 self.save(rest)?;
                 return Ok(format!("Saved to {rest}."));
             }
-            "params" if rest.is_empty() => return Ok(self.sampling.list()),
+            "params" if rest.is_empty() => {
+                let experts = ("experts_per_token", self.generator.experts_per_token().to_string());
+                return Ok(sampling_options::list(self.sampling.settings().into_iter().chain([experts])));
+            }
             "params" => match rest.split_once(char::is_whitespace) {
+                Some(("experts_per_token", value)) => return self.set_experts(value.trim()),
                 Some((name, value)) => self.sampling.set(name, value.trim())?,
                 None => bail!("/params takes a name and a value, such as /params temperature 0.3"),
             },
             _ => bail!("there is no command /{name}; /help lists them"),
         }
         Ok(String::new())
+    }
+
+    /// Sets the experts of each token and tells what they cost.
+    fn set_experts(&mut self, value: &str) -> anyhow::Result<String> {
+        let experts = match value {
+            "off" => None,
+            number => Some(number.parse().with_context(|| format!("experts_per_token takes a number, not {value:?}"))?),
+        };
+        self.generator.set_experts_per_token(experts)?;
+        let config = self.generator.model().config();
+        Ok(experts_cost(self.generator.model(), experts.unwrap_or(config.num_experts_per_tok)))
     }
 
     fn save(&self, file: &str) -> anyhow::Result<()> {

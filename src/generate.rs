@@ -4,7 +4,7 @@ use std::io::Read;
 
 use anyhow::{Context, bail};
 use octet_engine::{Answer, Generator, Request, StopReason, TextStart};
-use octet_model::{Nothing, Record};
+use octet_model::{Nothing, Record, Transformer};
 use octet_tokenizer::{ChatFormat, Conversation, Message};
 
 use crate::experts_view::Choices;
@@ -91,6 +91,17 @@ fn prompt_ids(generator: &Generator, args: &Args, prompt: &str) -> anyhow::Resul
     Ok(ids)
 }
 
+/// What it costs to let another number of experts work on each token than the model was made for.
+pub fn experts_cost(model: &Transformer, experts: usize) -> String {
+    let own = model.config().num_experts_per_tok;
+    let bytes = |experts| format::bytes(model.active_bytes(experts) as u64);
+    let (now, usual) = (bytes(experts), bytes(own));
+    format!(
+        "{experts} of {} experts on each token, which reads {now} (with {own}: {usual})",
+        model.config().num_experts
+    )
+}
+
 /// Speed, time and memory of an answer, in one line.
 pub fn statistics(generator: &Generator, answer: &Answer, seed: u64) -> String {
     let mut parts = vec![
@@ -100,6 +111,10 @@ pub fn statistics(generator: &Generator, answer: &Answer, seed: u64) -> String {
     ];
     if answer.cached_tokens > 0 {
         parts.push(format!("{} remembered", answer.cached_tokens));
+    }
+    let (model, experts) = (generator.model(), generator.experts_per_token());
+    if experts != model.config().num_experts_per_tok {
+        parts.push(experts_cost(model, experts));
     }
     if let Some(resident) = crate::machine::resident_bytes() {
         let weights = generator.model().weights_bytes() as u64;

@@ -24,6 +24,7 @@ mod logits;
 mod machine;
 mod model_options;
 mod output;
+mod perplexity;
 mod plan;
 mod progress;
 mod quantize;
@@ -73,6 +74,8 @@ enum Command {
     Render(render::Args),
     /// Write logits, hidden states and routing for given token ids
     Logits(logits::Args),
+    /// Measure how well a model predicts a text
+    Perplexity(perplexity::Args),
     /// Measure prompt processing and generation
     Bench(bench::Args),
     /// Write a GGUF of a real model's shapes with random weights
@@ -97,6 +100,7 @@ fn main() -> ExitCode {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Render(args) => render::run(args),
         Command::Logits(args) => logits::run(args),
+        Command::Perplexity(args) => perplexity::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Synth(args) => synth::run(args),
     };

@@ -95,6 +95,8 @@ impl SamplingOptions {
             "seed" => changed.seed = if value == "off" { None } else { Some(parse(name, value)?) },
             "max_tokens" => changed.max_tokens = if value == "off" { None } else { Some(parse(name, value)?) },
             "stop" => changed.stop = if value == "off" { Vec::new() } else { vec![value.to_string()] },
+            "logit_bias" if value == "off" => changed.logit_bias.clear(),
+            "logit_bias" => changed.logit_bias.push(bias(value).map_err(anyhow::Error::msg)?),
             _ => bail!("there is no setting {name}; /params lists them"),
         }
         changed.sampling().check(u32::MAX as usize)?;
@@ -102,8 +104,8 @@ impl SamplingOptions {
         Ok(())
     }
 
-    /// Every setting with its value, one a line.
-    pub fn list(&self) -> String {
+    /// Every setting with its value.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
         let off = |value: Option<String>| value.unwrap_or_else(|| "off".into());
         [
             ("temperature", self.temperature.to_string()),
@@ -117,10 +119,16 @@ impl SamplingOptions {
             ("seed", off(self.seed.map(|s| s.to_string()))),
             ("max_tokens", off(self.max_tokens.map(|n| n.to_string()))),
             ("stop", if self.stop.is_empty() { "off".into() } else { format!("{:?}", self.stop) }),
+            ("logit_bias", if self.logit_bias.is_empty() { "off".into() } else { format!("{:?}", self.logit_bias) }),
         ]
-        .map(|(name, value)| format!("  {name:<20} {value}"))
-        .join("\n")
+        .to_vec()
     }
+}
+
+/// Settings with their values, one a line.
+pub fn list(settings: impl IntoIterator<Item = (&'static str, String)>) -> String {
+    let lines = settings.into_iter().map(|(name, value)| format!("  {name:<20} {value}"));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 fn clock_seed() -> u64 {

@@ -10,7 +10,7 @@ use octet_kernels::blocks::dequantize_row;
 use octet_kernels::quantize::quantize_row;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use scratch::{Outcome, Scratch, fixtures, octet, text};
+use scratch::{Outcome, Scratch, fixtures, letter_id, letters_tokenizer, octet, text};
 
 fn bytes(tensor: &Tensor<'_>) -> Vec<u8> {
     let mut bytes = vec![0; tensor.rows() * tensor.row_bytes()];
@@ -198,21 +198,6 @@ fn calibration_learns_the_mean_squares_of_what_matrices_meet() {
     let file = scratch.path("learned.gguf");
     octet(["quantize", text(&model), text(&again), "--to", "Q4_0", "--importance", text(&file)]).succeeded();
     assert!(std::fs::read(&again).unwrap() == std::fs::read(&out).unwrap(), "what was saved is not what was learned");
-}
-
-/// A byte-level vocabulary of the space and the letters a to z, with ids from 10.
-fn letters_tokenizer() -> serde_json::Value {
-    let tokens = std::iter::once('Ġ').chain('a'..='z');
-    let vocab: serde_json::Map<_, _> = tokens.zip(10..).map(|(c, id)| (c.to_string(), serde_json::json!(id))).collect();
-    let byte_level = serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": true });
-    serde_json::json!({
-        "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": byte_level, "decoder": byte_level,
-        "post_processor": null, "model": { "type": "BPE", "vocab": vocab, "merges": [] },
-    })
-}
-
-fn letter_id(byte: u8) -> usize {
-    if byte == b' ' { 10 } else { 11 + usize::from(byte - b'a') }
 }
 
 /// For each column, the sum over the tokens of the square of its normed embedding.

@@ -67,6 +67,22 @@ pub fn tokenizer(name: &str) -> PathBuf {
     path
 }
 
+/// A byte-level vocabulary of the space and the letters a to z, with ids from 10.
+pub fn letters_tokenizer() -> serde_json::Value {
+    let tokens = std::iter::once('Ġ').chain('a'..='z');
+    let vocab: serde_json::Map<_, _> = tokens.zip(10..).map(|(c, id)| (c.to_string(), serde_json::json!(id))).collect();
+    let byte_level = serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": true });
+    serde_json::json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": byte_level, "decoder": byte_level,
+        "post_processor": null, "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+    })
+}
+
+/// Its id of a letter or space.
+pub fn letter_id(byte: u8) -> usize {
+    if byte == b' ' { 10 } else { 11 + usize::from(byte - b'a') }
+}
+
 /// A path as an argument.
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()

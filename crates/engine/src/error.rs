@@ -20,6 +20,14 @@ pub enum Error {
         /// Tokens of context.
         context: usize,
     },
+    /// A text too short to score.
+    #[error("{tokens} tokens are too few for a window of {context}; give a longer text or a shorter --context")]
+    TextTooShort {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens of a window.
+        context: usize,
+    },
     /// Nothing to continue.
     #[error("the prompt is empty: give at least one token")]
     EmptyPrompt,

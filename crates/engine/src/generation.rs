@@ -207,6 +207,29 @@ impl Generator {
         self.context
     }
 
+    /// Experts that work on each token from the next answer on; `None` for the model's own number. What is remembered was
+    /// made by other experts, so it is forgotten where the number changes.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the model has not so many, or none are asked for.
+    pub fn set_experts_per_token(&mut self, experts: Option<usize>) -> Result<(), Error> {
+        let n_experts = self.model.config().num_experts;
+        if experts.is_some_and(|k| k == 0 || k > n_experts) {
+            let asked = experts.unwrap_or_default();
+            return Err(Error::Setting(format!("experts_per_token is {asked}; it has to be from 1 to {n_experts}")));
+        }
+        if self.options.experts_per_token != experts {
+            self.seen.clear();
+            self.options.experts_per_token = experts;
+        }
+        Ok(())
+    }
+
+    /// Experts that work on each token.
+    pub fn experts_per_token(&self) -> usize {
+        self.options.experts_per_token.unwrap_or(self.model.config().num_experts_per_tok)
+    }
+
     /// Bytes of keys and values that the remembered tokens take.
     pub fn cache_bytes(&self) -> usize {
         self.seen.len() * self.cache.bytes_per_token()

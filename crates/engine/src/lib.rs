@@ -23,12 +23,14 @@
 
 mod error;
 mod generation;
+mod perplexity;
 mod random;
 mod sampler;
 mod stop;
 
 pub use error::Error;
 pub use generation::{Answer, Event, Flow, Generator, OpenOptions, Request, StopReason, TextStart};
+pub use perplexity::{Perplexity, Windows, perplexity};
 pub use random::Random;
 pub use sampler::{Sampler, Sampling};
 pub use stop::{Stop, StopMatcher};

@@ -96,13 +96,15 @@ pub struct Sampler {
     random: Random,
     candidates: Vec<Candidate>,
     adjusted: Vec<f32>,
+    /// Tokens that the penalties look at, sorted.
+    recent: Vec<u32>,
 }
 
 impl Sampler {
     /// A sampler at the start of its random sequence.
     pub fn new(sampling: Sampling) -> Sampler {
         let random = Random::new(sampling.seed);
-        Sampler { sampling, random, candidates: Vec::new(), adjusted: Vec::new() }
+        Sampler { sampling, random, candidates: Vec::new(), adjusted: Vec::new(), recent: Vec::new() }
     }
 
     /// The next token after `history` (prompt and answer so far), from `logits [vocab_size]`.
@@ -129,14 +131,15 @@ impl Sampler {
             || s.frequency_penalty != 0.0
     }
 
-    fn adjust(&self, logits: &mut [f32], history: &[u32]) {
+    fn adjust(&mut self, logits: &mut [f32], history: &[u32]) {
         let s = &self.sampling;
         for &(id, bias) in &s.logit_bias {
             logits[id as usize] += bias;
         }
-        let mut seen = history[history.len().saturating_sub(s.penalty_window)..].to_vec();
-        seen.sort_unstable();
-        for group in seen.chunk_by(|a, b| a == b) {
+        self.recent.clear();
+        self.recent.extend_from_slice(&history[history.len().saturating_sub(s.penalty_window)..]);
+        self.recent.sort_unstable();
+        for group in self.recent.chunk_by(|a, b| a == b) {
             let Some(logit) = logits.get_mut(group[0] as usize) else { continue };
             *logit = if *logit > 0.0 { *logit / s.repetition_penalty } else { *logit * s.repetition_penalty };
             *logit -= s.presence_penalty + s.frequency_penalty * group.len() as f32;
