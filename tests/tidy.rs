@@ -23,6 +23,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("kernels", &["checkpoint"]),
     ("model", &["checkpoint", "kernels"]),
     ("engine", &["checkpoint", "tokenizer", "kernels", "model"]),
+    ("train", &["checkpoint", "tokenizer", "kernels", "model", "engine"]),
 ];
 
 /// Source files that may hold `unsafe`, by the start of their path. The last ones count what is allocated.

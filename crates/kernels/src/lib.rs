@@ -26,6 +26,8 @@ mod exp;
 mod experts;
 #[cfg(test)]
 mod experts_tests;
+mod float_matmul;
+pub mod gradients;
 mod kv_pages;
 mod lanes;
 #[cfg(target_arch = "x86_64")]
@@ -50,6 +52,7 @@ pub use activations::Activations;
 pub use attention::{AttentionLayer, AttentionScratch, attention};
 pub use error::Error;
 pub use experts::{Expert, ExpertScratch, Routes, experts};
+pub use float_matmul::{FloatMatrix, FloatMatrixMut, Target, float_matmul};
 pub use kv_pages::{KvPages, KvType, Queries};
 pub use matmul::{Product, matmul};
 pub use packed::PackedMatrix;

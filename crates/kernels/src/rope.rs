@@ -83,6 +83,16 @@ impl RopeAngles {
     }
 }
 
+impl RopeAngles {
+    /// Turns the heads `x: [heads, head_dim]` of one token of the batch by the opposite angles: what was turned is as it
+    /// was, and the gradient of what was turned becomes that of what it was.
+    pub fn turn_token_back(&self, token: usize, x: &mut [f32]) {
+        let at = token * self.head_dim..(token + 1) * self.head_dim;
+        let opposite: Vec<f32> = self.sin[at.clone()].iter().map(|sin| -sin).collect();
+        Instructions::best().run(Turn { cos: &self.cos[at], sin: &opposite, x });
+    }
+}
+
 struct Turn<'a> {
     cos: &'a [f32],
     sin: &'a [f32],

@@ -40,7 +40,11 @@ impl Routing {
         self.weights.resize(n_tokens, 1.0);
     }
 
-    fn choose(&mut self, n_tokens: usize, per_token: usize) {
+    /// Chooses the best `per_token` experts of each of `n_tokens` tokens by `logits`, and weighs them.
+    ///
+    /// # Panics
+    /// If there are not logits of `num_experts` for each token, or `per_token` is more than that.
+    pub fn choose(&mut self, n_tokens: usize, per_token: usize) {
         self.per_token = per_token;
         self.experts.resize(n_tokens * per_token, 0);
         self.weights.resize(n_tokens * per_token, 0.0);

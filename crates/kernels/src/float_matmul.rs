@@ -1,0 +1,245 @@
+//! Products of plain f32 matrices, for training: `y = a b` or `y += a b`, with rows and columns wherever they lie.
+//!
+//! The arithmetic is the gemm crate's, which picks the machine's instructions by itself; the split over our threads is
+//! by fixed sizes, so that results do not depend on how many threads there are.
+
+use gemm_common::Parallelism;
+
+use crate::ThreadPool;
+
+/// Columns and rows of the results of a work item: large enough that copying the operands into the order of the inner
+/// loop costs little, small enough that two threads end together.
+const ITEM_COLS: usize = 512;
+const ITEM_ROWS: usize = 512;
+
+/// A matrix within a slice: element `(i, j)` is `values[i * row_stride + j * col_stride]`.
+#[derive(Clone, Copy)]
+pub struct FloatMatrix<'a> {
+    values: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> FloatMatrix<'a> {
+    /// `values [rows, cols]`, row after row.
+    ///
+    /// # Panics
+    /// If the slice is no whole number of rows.
+    pub fn new(values: &'a [f32], cols: usize) -> FloatMatrix<'a> {
+        let rows = values.len().checked_div(cols).unwrap_or(0);
+        FloatMatrix::strided(values, rows, cols, cols)
+    }
+
+    /// Rows of `cols` elements that begin `row_stride` elements apart.
+    ///
+    /// # Panics
+    /// If the last row ends outside the slice.
+    pub fn strided(values: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> FloatMatrix<'a> {
+        check_bounds(values.len(), rows, cols, row_stride);
+        FloatMatrix { values, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// The same matrix with rows and columns exchanged.
+    pub fn transposed(self) -> FloatMatrix<'a> {
+        let FloatMatrix { values, rows, cols, row_stride, col_stride } = self;
+        FloatMatrix { values, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
+    }
+
+    fn rows_from(self, first: usize, rows: usize) -> FloatMatrix<'a> {
+        FloatMatrix { values: &self.values[(first * self.row_stride).min(self.values.len())..], rows, ..self }
+    }
+
+    fn cols_from(self, first: usize, cols: usize) -> FloatMatrix<'a> {
+        self.transposed().rows_from(first, cols).transposed()
+    }
+}
+
+/// Where results go: rows of `cols` elements that begin `row_stride` elements apart.
+pub struct FloatMatrixMut<'a> {
+    values: &'a mut [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+}
+
+impl<'a> FloatMatrixMut<'a> {
+    /// `values [rows, cols]`, row after row.
+    pub fn new(values: &'a mut [f32], cols: usize) -> FloatMatrixMut<'a> {
+        let rows = values.len().checked_div(cols).unwrap_or(0);
+        FloatMatrixMut::strided(values, rows, cols, cols)
+    }
+
+    /// Rows of `cols` elements that begin `row_stride` elements apart.
+    ///
+    /// # Panics
+    /// If the last row ends outside the slice, or rows overlap.
+    pub fn strided(values: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> FloatMatrixMut<'a> {
+        check_bounds(values.len(), rows, cols, row_stride);
+        FloatMatrixMut { values, rows, cols, row_stride }
+    }
+}
+
+fn check_bounds(len: usize, rows: usize, cols: usize, row_stride: usize) {
+    let end = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * row_stride + cols };
+    assert!(end <= len && cols <= row_stride.max(cols.min(1)), "{rows} rows of {cols}, {row_stride} apart, in {len}");
+}
+
+/// What becomes of the numbers that the result's place held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// They are lost: `y = a b`.
+    Fresh,
+    /// They are added to: `y += a b`.
+    Sum,
+}
+
+/// `y = scale a b`, or `y += scale a b`; `a [m, k]`, `b [k, n]`, `y [m, n]`.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn float_matmul(
+    pool: &ThreadPool,
+    a: FloatMatrix<'_>,
+    b: FloatMatrix<'_>,
+    scale: f32,
+    target: Target,
+    y: FloatMatrixMut<'_>,
+) {
+    check_shapes(&a, &b, &y);
+    let (row_items, col_items) = (y.rows.div_ceil(ITEM_ROWS), y.cols.div_ceil(ITEM_COLS));
+    let (m, n, y_stride) = (y.rows, y.cols, y.row_stride);
+    let start = Start(y.values.as_mut_ptr());
+    pool.run(row_items * col_items, &|item, _| {
+        let (row, col) = (item / col_items * ITEM_ROWS, item % col_items * ITEM_COLS);
+        let (a, b) = (a.rows_from(row, ITEM_ROWS.min(m - row)), b.cols_from(col, ITEM_COLS.min(n - col)));
+        // SAFETY: items' parts of the result are disjoint and, by the constructor's check, inside of the slice, which is
+        // borrowed exclusively until the region ends.
+        unsafe { product(&a, &b, scale, target, start.at(row * y_stride + col), y_stride) };
+    });
+}
+
+/// The same on the calling thread alone, for the small products inside of attention.
+pub(crate) fn float_matmul_here(
+    a: FloatMatrix<'_>,
+    b: FloatMatrix<'_>,
+    scale: f32,
+    target: Target,
+    y: FloatMatrixMut<'_>,
+) {
+    check_shapes(&a, &b, &y);
+    // SAFETY: the constructor has checked that all rows of the result lie in its slice.
+    unsafe { product(&a, &b, scale, target, y.values.as_mut_ptr(), y.row_stride) };
+}
+
+fn check_shapes(a: &FloatMatrix<'_>, b: &FloatMatrix<'_>, y: &FloatMatrixMut<'_>) {
+    assert!(
+        a.cols == b.rows && a.rows == y.rows && b.cols == y.cols,
+        "[{}, {}] times [{}, {}] is no [{}, {}]",
+        a.rows,
+        a.cols,
+        b.rows,
+        b.cols,
+        y.rows,
+        y.cols
+    );
+}
+
+/// Where a result begins; threads write disjoint parts of it.
+#[derive(Clone, Copy)]
+struct Start(*mut f32);
+
+// SAFETY: a plain address; what is done with it is argued where it is done.
+unsafe impl Sync for Start {}
+
+impl Start {
+    /// # Safety
+    /// The offset lies inside of the slice that this is the start of.
+    unsafe fn at(&self, offset: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+/// # Safety
+/// `y` has `a.rows` writable rows of `b.cols` floats, `y_stride` apart, that nobody else uses.
+unsafe fn product(a: &FloatMatrix<'_>, b: &FloatMatrix<'_>, scale: f32, target: Target, y: *mut f32, y_stride: usize) {
+    if a.rows == 0 || b.cols == 0 {
+        return;
+    }
+    let gemm = gemm_f32::gemm::f32::get_gemm_fn();
+    // The inner loops want results whose columns are runs of memory, so the transposed product is asked for.
+    // SAFETY: the operands' constructors have checked that their elements lie in their slices; of `y` the caller has.
+    unsafe {
+        gemm(
+            b.cols,
+            a.rows,
+            a.cols,
+            y,
+            y_stride as isize,
+            1,
+            target == Target::Sum,
+            b.values.as_ptr(),
+            b.row_stride as isize,
+            b.col_stride as isize,
+            a.values.as_ptr(),
+            a.row_stride as isize,
+            a.col_stride as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
+    }
+
+    /// Each of k products and sums rounds by 6e-8 of at most k.
+    #[test]
+    fn agrees_with_plain_sums_in_every_arrangement() {
+        let pool = ThreadPool::new(3);
+        for (m, n, k) in [(1, 1, 1), (3, 5, 2), (17, 33, 64), (600, 70, 31), (40, 1100, 19), (2, 3, 0), (0, 4, 2)] {
+            let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
+            let turned: Vec<f32> = (0..k * n).map(|i| b[i % k.max(1) * n + i / k.max(1)]).collect();
+            let y_stride = n + 3;
+            for (target, before) in [(Target::Fresh, 7.0), (Target::Sum, 0.5)] {
+                let mut y = vec![before; m * y_stride];
+                let b = FloatMatrix::strided(&turned, n, k, k).transposed();
+                let a_matrix = FloatMatrix::strided(&a, m, k, k);
+                let out = FloatMatrixMut::strided(&mut y, m, n, y_stride);
+                float_matmul(&pool, a_matrix, b, 2.0, target, out);
+                for i in 0..m {
+                    for j in 0..n {
+                        let sum: f64 = (0..k).map(|x| a[i * k + x] as f64 * turned[j * k + x] as f64).sum();
+                        let want = 2.0 * sum + if target == Target::Sum { 0.5 } else { 0.0 };
+                        let got = y[i * y_stride + j] as f64;
+                        assert!((got - want).abs() < 1e-6 * (k + 1) as f64, "{m} {n} {k}: {got} {want}");
+                    }
+                    assert!(y[i * y_stride + n..][..3].iter().all(|&x| x == before), "gaps stay as they are");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let (a, b) = (numbers(700 * 130, 3), numbers(130 * 900, 4));
+        let run = |threads| {
+            let mut y = vec![0.0; 700 * 900];
+            let (a, b) = (FloatMatrix::new(&a, 130), FloatMatrix::new(&b, 900));
+            float_matmul(&ThreadPool::new(threads), a, b, 1.0, Target::Fresh, FloatMatrixMut::new(&mut y, 900));
+            y
+        };
+        assert_eq!(run(1), run(4));
+    }
+}

@@ -1,0 +1,217 @@
+//! The sparse feed-forward block, forward and backward: `y = Σ_k p_k · w2_k (silu(w1_k x) ⊙ (w3_k x))`, tokens grouped by
+//! expert.
+//!
+//! `place` numbers the pairs of a token and one of its experts, expert after expert. With two experts, the tokens 0 → {1},
+//! 1 → {0}, 2 → {1} have places 1, 0, 2, and `starts = [0, 1, 3]`.
+
+use std::ops::Range;
+
+use octet_kernels::gradients::{for_each_rows, for_each_rows_of_two, swiglu_gradient};
+use octet_kernels::{Target, swiglu};
+use octet_model::Routing;
+
+use crate::Gradients;
+use crate::linear::{Linear, Pass};
+
+/// Rows that a thread takes at a time.
+const ROWS_AT_ONCE: usize = 32;
+
+/// The three matrices of an expert.
+pub(crate) struct Expert {
+    pub(crate) w1: Linear,
+    pub(crate) w2: Linear,
+    pub(crate) w3: Linear,
+}
+
+/// Which token and choice each place is of.
+struct Places {
+    /// Of each place, `token * per_token + rank`.
+    choices: Vec<u32>,
+    /// Of each choice, its place.
+    places: Vec<u32>,
+    /// Where each expert's places begin; one more than there are experts.
+    starts: Vec<usize>,
+}
+
+impl Places {
+    fn new(routing: &Routing, n_experts: usize) -> Places {
+        let mut starts = vec![0; n_experts + 1];
+        routing.experts.iter().for_each(|&e| starts[e as usize + 1] += 1);
+        (0..n_experts).for_each(|e| starts[e + 1] += starts[e]);
+        let mut next = starts.clone();
+        let (mut choices, mut places) = (vec![0; routing.experts.len()], vec![0; routing.experts.len()]);
+        for (choice, &expert) in routing.experts.iter().enumerate() {
+            let place = &mut next[expert as usize];
+            (choices[*place], places[choice]) = (choice as u32, *place as u32);
+            *place += 1;
+        }
+        Places { choices, places, starts }
+    }
+
+    fn of_expert(&self, expert: usize) -> Range<usize> {
+        self.starts[expert]..self.starts[expert + 1]
+    }
+
+    /// Rows of `x [tokens, dim]` in the order of places, each times its `factor`.
+    fn gather(&self, pass: &mut Pass<'_>, x: &[f32], dim: usize, per_token: usize) -> Vec<f32> {
+        let mut rows = pass.buffers.take(self.choices.len() * dim);
+        for_each_rows(pass.pool, &mut rows, dim, ROWS_AT_ONCE, |first, rows| {
+            for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
+                let token = self.choices[first + i] as usize / per_token;
+                row.copy_from_slice(&x[token * dim..][..dim]);
+            }
+        });
+        rows
+    }
+
+    /// `out [tokens, dim]` = (plus) the sum of each token's `rows [places, dim]`, each times its weight if there are any.
+    fn scatter(
+        &self,
+        pass: &Pass<'_>,
+        rows: &[f32],
+        weights: Option<&[f32]>,
+        (per_token, dim): (usize, usize),
+        target: Target,
+        out: &mut [f32],
+    ) {
+        for_each_rows(pass.pool, out, dim, ROWS_AT_ONCE, |first, out| {
+            for (i, out) in out.chunks_exact_mut(dim).enumerate() {
+                if target == Target::Fresh {
+                    out.fill(0.0);
+                }
+                for choice in (first + i) * per_token..(first + i + 1) * per_token {
+                    let row = &rows[self.places[choice] as usize * dim..][..dim];
+                    let weight = weights.map_or(1.0, |w| w[choice]);
+                    out.iter_mut().zip(row).for_each(|(out, x)| *out += weight * x);
+                }
+            }
+        });
+    }
+}
+
+/// What the way back needs of the way forward.
+pub(crate) struct ExpertActivations {
+    places: Places,
+    /// `w1 x` and `w3 x`, `[places, hidden_dim]`.
+    gate: Vec<f32>,
+    up: Vec<f32>,
+}
+
+impl ExpertActivations {
+    pub(crate) fn into_buffers(self) -> [Vec<f32>; 2] {
+        [self.gate, self.up]
+    }
+}
+
+/// `out [n, dim]` = the weighted sum of the chosen experts' answers to `x [n, dim]`.
+pub(crate) fn forward(
+    pass: &mut Pass<'_>,
+    experts: &[Expert],
+    x: &[f32],
+    routing: &Routing,
+    out: &mut [f32],
+) -> ExpertActivations {
+    let (dim, hidden_dim, k) = (experts[0].w1.cols, experts[0].w1.rows, routing.per_token);
+    let places = Places::new(routing, experts.len());
+    let n = places.choices.len();
+    let gathered = places.gather(pass, x, dim, k);
+    let [mut gate, mut up, mut hidden] = [(); 3].map(|()| pass.buffers.take(n * hidden_dim));
+    let mut answers = pass.buffers.take(n * dim);
+    for (index, expert) in experts.iter().enumerate() {
+        let at = |width: usize| {
+            let own = places.of_expert(index);
+            own.start * width..own.end * width
+        };
+        if at(1).is_empty() {
+            continue;
+        }
+        expert.w1.forward(pass, &gathered[at(dim)], &mut gate[at(hidden_dim)]);
+        expert.w3.forward(pass, &gathered[at(dim)], &mut up[at(hidden_dim)]);
+        swiglu_rows(pass, &gate[at(hidden_dim)], &up[at(hidden_dim)], hidden_dim, &mut hidden[at(hidden_dim)]);
+        expert.w2.forward(pass, &hidden[at(hidden_dim)], &mut answers[at(dim)]);
+    }
+    places.scatter(pass, &answers, Some(&routing.weights), (k, dim), Target::Fresh, out);
+    [gathered, hidden, answers].into_iter().for_each(|x| pass.buffers.give(x));
+    ExpertActivations { places, gate, up }
+}
+
+/// Fills `d_x [n, dim]`, and gives the gradient of the experts' weights `[n, per_token]`, from `d_out [n, dim]`.
+pub(crate) fn backward(
+    pass: &mut Pass<'_>,
+    experts: &[Expert],
+    (x, routing, kept): (&[f32], &Routing, ExpertActivations),
+    d_out: &[f32],
+    d_x: &mut [f32],
+    gradients: &mut Gradients,
+) -> Vec<f32> {
+    let (dim, hidden_dim, k) = (experts[0].w1.cols, experts[0].w1.rows, routing.per_token);
+    let ExpertActivations { places, mut gate, mut up } = kept;
+    let n = places.choices.len();
+    let mut d_answers = places.gather(pass, d_out, dim, k);
+    let gathered = places.gather(pass, x, dim, k);
+    let [mut hidden, mut d_hidden] = [(); 2].map(|()| pass.buffers.take(n * hidden_dim));
+    let (mut d_gathered, mut d_weights) = (pass.buffers.take(n * dim), vec![0.0; n]);
+    for (index, expert) in experts.iter().enumerate() {
+        let own = places.of_expert(index);
+        let at = |width: usize| own.start * width..own.end * width;
+        if own.is_empty() {
+            continue;
+        }
+        let (wide, narrow) = (at(hidden_dim), at(dim));
+        swiglu_rows(pass, &gate[wide.clone()], &up[wide.clone()], hidden_dim, &mut hidden[wide.clone()]);
+        expert.w2.input_gradient(pass, &d_answers[narrow.clone()], Target::Fresh, &mut d_hidden[wide.clone()]);
+        for place in own.clone() {
+            // An answer's weight has the gradient d_out·answer, which is d_hidden·hidden: so answers need not be kept.
+            let row = place * hidden_dim..(place + 1) * hidden_dim;
+            let choice = places.choices[place] as usize;
+            d_weights[choice] = dot(&d_hidden[row.clone()], &hidden[row.clone()]);
+            let weight = routing.weights[choice];
+            d_hidden[row].iter_mut().for_each(|d| *d *= weight);
+            d_answers[place * dim..(place + 1) * dim].iter_mut().for_each(|d| *d *= weight);
+        }
+        expert.w2.weight_gradient(pass, &hidden[wide.clone()], &d_answers[narrow.clone()], gradients);
+        let both = [&mut gate[wide.clone()], &mut up[wide.clone()]];
+        for_each_rows_of_two(pass.pool, both, [hidden_dim; 2], ROWS_AT_ONCE, |first, gate, up| {
+            swiglu_gradient(gate, up, &d_hidden[wide.start + first * hidden_dim..][..gate.len()]);
+        });
+        expert.w1.input_gradient(pass, &gate[wide.clone()], Target::Fresh, &mut d_gathered[narrow.clone()]);
+        expert.w3.input_gradient(pass, &up[wide.clone()], Target::Sum, &mut d_gathered[narrow.clone()]);
+        expert.w1.weight_gradient(pass, &gathered[narrow.clone()], &gate[wide.clone()], gradients);
+        expert.w3.weight_gradient(pass, &gathered[narrow], &up[wide], gradients);
+    }
+    places.scatter(pass, &d_gathered, None, (k, dim), Target::Fresh, d_x);
+    [d_answers, gathered, hidden, d_hidden, d_gathered, gate, up].into_iter().for_each(|x| pass.buffers.give(x));
+    d_weights
+}
+
+fn swiglu_rows(pass: &Pass<'_>, gate: &[f32], up: &[f32], hidden_dim: usize, hidden: &mut [f32]) {
+    for_each_rows(pass.pool, hidden, hidden_dim, ROWS_AT_ONCE, |first, rows| {
+        let at = first * hidden_dim..first * hidden_dim + rows.len();
+        swiglu(&gate[at.clone()], &up[at], rows);
+    });
+}
+
+/// In eight sums, so that the compiler may use wide instructions.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0; 8];
+    let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));
+    let tail: f32 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a_chunks.zip(b_chunks) {
+        (0..8).for_each(|i| sums[i] += a[i] * b[i]);
+    }
+    sums.iter().sum::<f32>() + tail
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_stand_expert_after_expert() {
+        let routing = Routing { experts: vec![1, 0, 1], per_token: 1, ..Default::default() };
+        let places = Places::new(&routing, 3);
+        assert_eq!(places.places, [1, 0, 2]);
+        assert_eq!(places.choices, [1, 0, 2]);
+        assert_eq!(places.starts, [0, 1, 3, 3]);
+    }
+}

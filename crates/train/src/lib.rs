@@ -1,0 +1,34 @@
+//! Fine-tuning: the model forward and backward, and what is learned from its gradients.
+//!
+//! A [`Model`] holds weights that are trained (f32, in [`Parameters`]) beside weights that stay as they are, read where
+//! they lie in the checkpoint whatever their type. [`Model::loss_and_gradients`] runs a ragged [`Batch`] of samples
+//! through it and adds to [`Gradients`]. The files bear the names of `octet-model`'s, whose backward twins they hold.
+#![forbid(unsafe_code)]
+
+mod batch;
+mod error;
+mod parameters;
+
+mod adapter;
+mod lora;
+
+mod attention;
+mod balance;
+mod buffers;
+mod embedding;
+mod experts;
+mod layer;
+mod linear;
+mod loss;
+mod model;
+mod norm;
+mod preference;
+mod router;
+
+pub use adapter::{Adapter, LowRank};
+pub use batch::Batch;
+pub use error::Error;
+pub use lora::{LoraOptions, LoraTarget};
+pub use model::{AdapterUse, LossReport, Model, StepOptions, Trained};
+pub use parameters::{Gradients, Parameter, ParameterName, Parameters};
+pub use preference::{Preference, PreferenceLoss, PreferenceOptions};
