@@ -75,7 +75,8 @@ fn plan<'a>(
     plan
 }
 
-fn layout(name: &str) -> Result<Layout, String> {
+/// Reads the name of a layout.
+pub fn layout(name: &str) -> Result<Layout, String> {
     match name {
         "gguf" => Ok(Layout::Gguf),
         "hf" | "huggingface" => Ok(Layout::HuggingFace),

@@ -1,13 +1,13 @@
 //! `octet logits`: what the model computes for given token ids, to be held against another implementation.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use octet_engine::OpenOptions;
 use octet_kernels::KvType;
 use octet_model::{Batch, KvCache, LoadOptions, Logits, Record, Routing, Transformer, Workspace};
-use safetensors::{Dtype, SafeTensors, View};
+
+use crate::tensor_file::{self, Tensor};
 
 /// Write logits, hidden states and routing for given token ids
 ///
@@ -69,31 +69,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         cache.remove_sequence(sequence);
     }
-    write(&args.output, collected.tensors(batch, length, &model))
+    tensor_file::write(&args.output, collected.tensors(batch, length, &model))
 }
 
 /// The ids and their shape.
 fn read_ids(path: &Path) -> anyhow::Result<(Vec<u32>, usize, usize)> {
     let name = path.display();
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}"))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| anyhow::anyhow!("{name} is no safetensors file: {e}"))?;
-    let ids = file.tensor("input_ids").map_err(|_| anyhow::anyhow!("{name} holds no tensor `input_ids`"))?;
-    let &[batch, length] = ids.shape() else {
-        bail!("{name}: `input_ids` has shape {:?}; it has to be [B,T]", ids.shape());
-    };
-    if batch == 0 || length == 0 {
-        bail!("{name}: `input_ids` has shape {:?}, so there is nothing to compute", ids.shape());
-    }
-    let data = ids.data();
-    let values: Vec<i64> = match ids.dtype() {
-        Dtype::I64 => data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes"))).collect(),
-        Dtype::I32 => {
-            data.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().expect("four bytes")).into()).collect()
-        }
-        other => bail!("{name}: `input_ids` has type {other:?}; it has to be I64 or I32"),
-    };
-    let ids = values
-        .into_iter()
+    let ids = tensor_file::read(path)?.integers("input_ids")?;
+    let (batch, length) = ids.two_dimensions()?;
+    let ids = (ids.values.into_iter())
         .map(|id| u32::try_from(id).map_err(|_| anyhow::anyhow!("{name}: token id {id} is outside any vocabulary")))
         .collect::<Result<_, _>>()?;
     Ok((ids, batch, length))
@@ -153,53 +137,4 @@ impl Collected {
         }
         out
     }
-}
-
-/// A tensor about to be written.
-struct Tensor {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl Tensor {
-    fn floats(shape: &[usize], values: &[f32]) -> Tensor {
-        Tensor {
-            dtype: Dtype::F32,
-            shape: shape.to_vec(),
-            bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        }
-    }
-
-    fn integers(shape: &[usize], values: &[i64]) -> Tensor {
-        Tensor {
-            dtype: Dtype::I64,
-            shape: shape.to_vec(),
-            bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        }
-    }
-}
-
-impl View for Tensor {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes.len()
-    }
-}
-
-/// Writes beside the target and renames, so that the file is there whole or not at all.
-fn write(path: &Path, tensors: Vec<(String, Tensor)>) -> anyhow::Result<()> {
-    let bytes = safetensors::serialize(tensors, None).context("cannot lay out the output")?;
-    crate::whole_file::write(path, &bytes)
 }

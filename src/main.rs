@@ -18,10 +18,12 @@ mod float_types;
 mod footprint;
 mod format;
 mod generate;
+mod gradients;
 mod importance;
 mod inspect;
 mod logits;
 mod machine;
+mod merge;
 mod model_options;
 mod output;
 mod perplexity;
@@ -34,6 +36,7 @@ mod render;
 mod sampling_options;
 mod stdout;
 mod synth;
+mod tensor_file;
 mod tokenize;
 mod tokenizer_files;
 mod type_choice;
@@ -68,6 +71,8 @@ enum Command {
     Quantize(quantize::Args),
     /// Make a mixture of experts of one dense model, or of several of the same shape
     Upcycle(upcycle::Args),
+    /// Fold an adapter into a model's weights
+    Merge(merge::Args),
     /// Show the tokens of a text
     Tokenize(tokenize::Args),
     /// Show the prompt that a conversation becomes
@@ -76,6 +81,8 @@ enum Command {
     Logits(logits::Args),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::Args),
+    /// Write the loss and its gradients for given token ids
+    Gradients(gradients::Args),
     /// Measure prompt processing and generation
     Bench(bench::Args),
     /// Write a GGUF of a real model's shapes with random weights
@@ -97,10 +104,12 @@ fn main() -> ExitCode {
         Command::Convert(args) => convert::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Upcycle(args) => upcycle::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Render(args) => render::run(args),
         Command::Logits(args) => logits::run(args),
         Command::Perplexity(args) => perplexity::run(args),
+        Command::Gradients(args) => gradients::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Synth(args) => synth::run(args),
     };
