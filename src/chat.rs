@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
-use octet_engine::{Event, Flow, Generator, Request, TextStart};
+use octet_engine::{Flow, Generator, Piece, Prompt, TextStart};
 use octet_model::Nothing;
 use octet_tokenizer::{ChatFormat, Conversation, Message, Role};
 use rustyline::DefaultEditor;
@@ -181,12 +181,12 @@ impl Chat {
         let sampling = self.sampling.sampling();
         self.stopped.store(false, Ordering::Relaxed);
         let mut stream = stdout::Stream::new();
-        let mut watch = |event: Event<'_>| match stream.push(event.text) {
+        let mut watch = |event: Piece<'_>| match stream.push(event.text) {
             Flow::Continue if self.stopped.load(Ordering::Relaxed) => Flow::Stop,
             flow => flow,
         };
         let stop = self.sampling.stop();
-        let request = Request { prompt: &prompt.ids, start: TextStart::Fresh, sampling: &sampling, stop: &stop };
+        let request = Prompt { prompt: &prompt.ids, start: TextStart::Fresh, sampling: &sampling, stop: &stop };
         let answer = self.generator.generate(&request, &mut Nothing, &mut watch)?;
         stream.finish()?;
         eprintln!("{}\n", statistics(&self.generator, &answer, sampling.seed));

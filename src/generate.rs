@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use anyhow::{Context, bail};
-use octet_engine::{Answer, Generator, Request, StopReason, TextStart};
+use octet_engine::{Answer, Generator, Prompt, StopReason, TextStart};
 use octet_model::{Nothing, Record, Transformer};
 use octet_tokenizer::{ChatFormat, Conversation, Message};
 
@@ -51,7 +51,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut stream = stdout::Stream::new();
     let stop = args.sampling.stop();
     let start = if args.is_chat() { TextStart::Fresh } else { TextStart::Continued };
-    let request = Request { prompt: &ids, start, sampling: &sampling, stop: &stop };
+    let request = Prompt { prompt: &ids, start, sampling: &sampling, stop: &stop };
     let record: &mut dyn Record = if args.experts { &mut choices } else { &mut Nothing };
     let answer = generator.generate(&request, record, &mut |event| stream.push(event.text))?;
     stream.finish()?;
@@ -126,7 +126,8 @@ pub fn statistics(generator: &Generator, answer: &Answer, seed: u64) -> String {
         StopReason::ContextFull => parts.push("ended: the context is full".into()),
         StopReason::StopString => parts.push("ended by --stop".into()),
         StopReason::Cancelled => parts.push("stopped".into()),
-        StopReason::EndOfText => {}
+        StopReason::Deadline => parts.push("ended: out of time".into()),
+        StopReason::EndOfText | StopReason::StopToken(_) | StopReason::ConstraintComplete => {}
     }
     parts.join(" · ")
 }

@@ -74,7 +74,7 @@ impl SamplingOptions {
 
     /// When answers end.
     pub fn stop(&self) -> Stop {
-        Stop { strings: self.stop.clone(), max_tokens: self.max_tokens }
+        Stop { strings: self.stop.clone(), max_tokens: self.max_tokens, ..Stop::default() }
     }
 
     /// Sets the option of this name, as `/params temperature 0.3` in a chat does.

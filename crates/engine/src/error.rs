@@ -31,4 +31,19 @@ pub enum Error {
     /// Nothing to continue.
     #[error("the prompt is empty: give at least one token")]
     EmptyPrompt,
+    /// Too many requests wait already.
+    #[error("{waiting} requests wait already, which is the limit; try again later")]
+    QueueFull {
+        /// Requests that wait.
+        waiting: usize,
+    },
+    /// The engine takes no more requests.
+    #[error("the engine is shutting down and takes no more requests")]
+    ShuttingDown,
+    /// A constraint that cannot be enforced.
+    #[error("{0}")]
+    Constraint(String),
+    /// A fault of our own; the request is lost, the engine goes on.
+    #[error("this should not have happened, please report it: {0}")]
+    Internal(String),
 }

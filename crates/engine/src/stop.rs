@@ -7,12 +7,18 @@ pub struct Stop {
     pub strings: Vec<String>,
     /// Most tokens of an answer; `None` for as many as the context holds.
     pub max_tokens: Option<usize>,
+    /// Tokens that end the answer; they are not part of it.
+    pub token_ids: Vec<u32>,
+    /// Least tokens of an answer: until then neither the model's end of text nor one of `token_ids` is drawn.
+    pub min_tokens: usize,
+    /// Go on after the model's own end of text.
+    pub ignore_eos: bool,
 }
 
 impl Stop {
     /// Stops after `max_tokens` tokens.
     pub fn after(max_tokens: usize) -> Stop {
-        Stop { strings: Vec::new(), max_tokens: Some(max_tokens) }
+        Stop { max_tokens: Some(max_tokens), ..Stop::default() }
     }
 }
 
@@ -22,25 +28,34 @@ impl Stop {
 pub struct StopMatcher {
     strings: Vec<String>,
     held: String,
+    /// Which of the strings was met.
+    found: Option<usize>,
 }
 
 impl StopMatcher {
     /// A matcher for these strings; empty ones are ignored.
     pub fn new(strings: &[String]) -> StopMatcher {
-        StopMatcher { strings: strings.iter().filter(|s| !s.is_empty()).cloned().collect(), held: String::new() }
+        let strings = strings.iter().filter(|s| !s.is_empty()).cloned().collect();
+        StopMatcher { strings, held: String::new(), found: None }
     }
 
     /// Takes the next text. Gives what is certainly part of the answer, and whether a stop string has been met.
     pub fn push(&mut self, text: &str) -> (String, bool) {
         self.held.push_str(text);
-        let first = self.strings.iter().filter_map(|s| self.held.find(s.as_str())).min();
-        if let Some(at) = first {
+        let places = self.strings.iter().enumerate().filter_map(|(i, s)| Some((self.held.find(s.as_str())?, i)));
+        if let Some((at, string)) = places.min() {
+            self.found = Some(string);
             self.held.truncate(at);
             return (std::mem::take(&mut self.held), true);
         }
         let keep = self.strings.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
         (std::mem::replace(&mut self.held, rest), false)
+    }
+
+    /// The stop string that has been met.
+    pub fn found(&self) -> Option<&str> {
+        self.found.map(|i| self.strings[i].as_str())
     }
 
     /// What was held back, once the answer is over for another reason.

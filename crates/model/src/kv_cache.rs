@@ -7,6 +7,8 @@ use octet_kernels::{KvPages, KvType, Queries};
 
 use crate::{Config, Error, Run};
 
+mod sharing;
+
 /// Names a sequence of a [`KvCache`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SequenceId(usize);
@@ -22,6 +24,8 @@ struct Sequence {
 pub struct KvCache {
     pages: KvPages,
     page_tokens: usize,
+    /// How many hold each page: sequences, and whoever called [`KvCache::retain`].
+    holders: Vec<u32>,
     free: Vec<u32>,
     sequences: Vec<Sequence>,
 }
@@ -53,7 +57,7 @@ impl KvCache {
         let pages =
             KvPages::new(kind, config.n_layers, config.n_kv_heads, config.head_dim, Self::PAGE_TOKENS, n_pages)?;
         let free = (0..n_pages as u32).rev().collect();
-        Ok(KvCache { pages, page_tokens: Self::PAGE_TOKENS, free, sequences: Vec::new() })
+        Ok(KvCache { pages, page_tokens: Self::PAGE_TOKENS, holders: vec![0; n_pages], free, sequences: Vec::new() })
     }
 
     /// Starts an empty sequence.
@@ -85,7 +89,17 @@ impl KvCache {
     /// Tokens that the sequence can still take.
     pub fn room(&self, id: SequenceId) -> usize {
         let sequence = &self.sequences[id.0];
-        (self.free.len() + sequence.pages.len()) * self.page_tokens - sequence.len
+        match self.free.len().checked_sub(usize::from(self.writes_to_shared(sequence))) {
+            Some(free) => (free + sequence.pages.len()) * self.page_tokens - sequence.len,
+            None => 0,
+        }
+    }
+
+    /// Free pages that `n_tokens` more of a sequence will take.
+    pub fn pages_needed(&self, id: SequenceId, n_tokens: usize) -> usize {
+        let sequence = &self.sequences[id.0];
+        let more = (sequence.len + n_tokens).div_ceil(self.page_tokens) - sequence.pages.len();
+        more + usize::from(n_tokens > 0 && self.writes_to_shared(sequence))
     }
 
     /// Forgets all but the first `len` tokens of a sequence.
@@ -93,7 +107,10 @@ impl KvCache {
         let sequence = &mut self.sequences[id.0];
         sequence.len = sequence.len.min(len);
         let kept = sequence.len.div_ceil(self.page_tokens);
-        self.free.extend(sequence.pages.drain(kept..));
+        while self.sequences[id.0].pages.len() > kept {
+            let page = self.sequences[id.0].pages.pop().expect("longer than what is kept");
+            self.release(page);
+        }
     }
 
     /// Bytes that one token takes, over all layers.
@@ -110,12 +127,25 @@ impl KvCache {
         if n_tokens > room {
             return Err(Error::CacheFull { asked: n_tokens, free: room });
         }
-        let sequence = &mut self.sequences[id.0];
-        sequence.len += n_tokens;
-        while sequence.pages.len() * self.page_tokens < sequence.len {
-            sequence.pages.push(self.free.pop().expect("room has been counted above"));
+        if n_tokens > 0 && self.writes_to_shared(&self.sequences[id.0]) {
+            let copy = self.take().expect("room has been counted above");
+            let last = self.sequences[id.0].pages.last_mut().expect("a shared page is there");
+            let shared = std::mem::replace(last, copy);
+            self.pages.copy_page(shared, copy);
+            self.release(shared);
+        }
+        self.sequences[id.0].len += n_tokens;
+        while self.sequences[id.0].pages.len() * self.page_tokens < self.sequences[id.0].len {
+            let page = self.take().expect("room has been counted above");
+            self.sequences[id.0].pages.push(page);
         }
         Ok(())
+    }
+
+    /// Whether the next token of a sequence falls into a page that others hold too, which must be copied first.
+    fn writes_to_shared(&self, sequence: &Sequence) -> bool {
+        let partial = !sequence.len.is_multiple_of(self.page_tokens);
+        partial && sequence.pages.last().is_some_and(|&page| self.holders[page as usize] > 1)
     }
 
     /// The page tables, and the pages themselves to be written.
