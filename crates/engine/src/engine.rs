@@ -103,7 +103,7 @@ fn run(mut core: Core, queue: &Receiver<Job>) {
     let end = Instant::now() + SAVING;
     while Instant::now() < end && core.prefixes.unsaved().is_some() {
         if !core.save_one() {
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::park_timeout(Duration::from_millis(1));
         }
     }
 }
