@@ -1,13 +1,12 @@
 //! The right-hand side of a product: rows of activations, in the order in which the kernels read them.
 //!
-//! Tokens are taken in groups of eight (the last group may be smaller), columns in tiles of 256. The floats of a tile of `T`
-//! tokens lie column by column; beside them stand the same numbers as 8-bit integers with a float scale for each token and
-//! tile. Four integers of token 0 are followed by four of token 1 and so on, so that a kernel which holds four columns of
-//! eight weight rows in a register multiplies them by one token after the other.
+//! Columns are taken in tiles of 256. A token's tile is a block of 8-bit integers with a float scale and the sums that some
+//! types of weights need; the blocks of all tokens of a tile lie one after the other, so that a kernel which holds a tile of
+//! weights walks straight through them. Where weights are multiplied as floats, the same numbers stand as floats beside.
 //!
 //! ```text
-//! floats of a tile and group: [256 columns][T]
-//! integers of a tile and group, in words of 4 bytes: [101][T], of which
+//! floats: [tile][token][256]
+//! integers: [tile][token][112 words of 4 bytes], of which
 //!     0..64   codes of columns 4w..4w+4, i8
 //!     64      scale, f32
 //!     65..81  minus the sums of 16 codes: of columns 0 and 1 mod 4, and of columns 2 and 3 mod 4, i16 (for weights that are
@@ -15,6 +14,7 @@
 //!     81..89  the same for 32 codes
 //!     89..93  sums of 32 codes in pairs, i16 (for weights that have a minimum)
 //!     93..101 sums of 16 codes in pairs
+//!     the rest fills seven cache lines
 //! ```
 //!
 //! A scale of its own for each token and tile means that a token's numbers never depend on the others in the batch.
@@ -27,10 +27,11 @@ use crate::lanes::Instructions;
 use crate::packed_layout::TILE;
 use crate::shared_slice::SharedSlice;
 
-/// Tokens of a whole group.
-pub(crate) const TOKENS: usize = 8;
-/// Words that one token takes in the integer part of a tile.
-pub(crate) const WORDS: usize = 101;
+/// Words that one token takes in the integer part of a tile: whole cache lines, an odd number of them, so that the blocks of
+/// many tokens fall on all sets of a cache.
+pub(crate) const WORDS: usize = 112;
+/// Blocks behind the last one that kernels may read.
+const PADDING_ROWS: usize = 16;
 /// Below this many numbers a thread alone is done before the others have come.
 const PARALLEL_FROM: usize = 1 << 15;
 
@@ -41,6 +42,8 @@ pub(crate) mod section {
     pub(crate) const OFFSET_32: usize = 81;
     pub(crate) const SUMS_32: usize = 89;
     pub(crate) const SUMS_16: usize = 93;
+    /// Behind the last one.
+    pub(crate) const END: usize = 101;
 }
 
 /// Rows of activations `[rows, cols]`, one a token, ready for products with any type of weights.
@@ -70,17 +73,15 @@ impl Activations {
         assert!(cols > 0 && x.len().is_multiple_of(cols), "{} numbers are no rows of {cols}", x.len());
         self.resize(x.len() / cols, cols);
         let (rows, out) = (self.rows, self.shared());
-        let set_group = |group: usize, _: usize| {
-            for row in group * TOKENS..((group + 1) * TOKENS).min(rows) {
-                for (tile, values) in x[row * cols..][..cols].chunks(TILE).enumerate() {
-                    // SAFETY: every row belongs to one group.
-                    unsafe { out.store(Instructions::best(), tile, row, values) };
-                }
+        let set_row = |row: usize, _: usize| {
+            for (tile, values) in x[row * cols..][..cols].chunks(TILE).enumerate() {
+                // SAFETY: every row belongs to one item.
+                unsafe { out.store(Instructions::best(), tile, row, values) };
             }
         };
         match x.len() < PARALLEL_FROM {
-            true => (0..rows.div_ceil(TOKENS)).for_each(|group| set_group(group, 0)),
-            false => pool.run(rows.div_ceil(TOKENS), &set_group),
+            true => (0..rows).for_each(|row| set_row(row, 0)),
+            false => pool.run(rows, &set_row),
         }
     }
 
@@ -99,7 +100,7 @@ impl Activations {
         (self.rows, self.cols) = (rows, cols);
         let tiles = cols.div_ceil(TILE);
         self.floats.resize(rows * tiles * TILE);
-        self.ints.resize(rows * tiles * WORDS);
+        self.ints.resize((rows * tiles + PADDING_ROWS) * WORDS);
     }
 
     /// All rows, for reading.
@@ -110,9 +111,8 @@ impl Activations {
 
     /// Rows `rows` as a batch of their own. Such a batch must have been written as one, by [`ActivationsMut::batch`].
     pub(crate) fn batch(&self, rows: Range<usize>) -> ActivationView<'_> {
-        let tiles = self.cols.div_ceil(TILE);
-        let part = |size: usize| rows.start * tiles * size..rows.end * tiles * size;
-        let (floats, ints) = (&self.floats.as_slice()[part(TILE)], &self.ints.as_slice()[part(WORDS)]);
+        let first = rows.start * self.cols.div_ceil(TILE);
+        let (floats, ints) = (&self.floats.as_slice()[first * TILE..], &self.ints.as_slice()[first * WORDS..]);
         ActivationView { rows: rows.len(), floats, ints }
     }
 
@@ -134,24 +134,28 @@ impl Activations {
 #[derive(Clone, Copy)]
 pub(crate) struct ActivationView<'a> {
     pub(crate) rows: usize,
+    /// From the first row on; behind the last one lie those of other batches, or padding.
     floats: &'a [f32],
+    /// The same.
     ints: &'a [u32],
 }
 
 impl<'a> ActivationView<'a> {
-    /// Tokens of group `group`.
-    pub(crate) fn tokens(&self, group: usize) -> usize {
-        (self.rows - group * TOKENS).min(TOKENS)
+    /// The integers of a tile of the rows from `row` on, a block for each.
+    pub(crate) fn ints(&self, tile: usize, row: usize) -> &'a [[u32; WORDS]] {
+        &self.ints.as_chunks().0[tile * self.rows + row..(tile + 1) * self.rows]
     }
 
-    /// The integers of a tile of a group.
-    pub(crate) fn ints(&self, tile: usize, group: usize) -> &'a [u32] {
-        &self.ints[(tile * self.rows + group * TOKENS) * WORDS..][..self.tokens(group) * WORDS]
+    /// The integers of a tile of `n` rows from `row` on, of which some may lie behind the last row: what those hold is
+    /// unspecified.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn padded_ints(&self, tile: usize, row: usize, n: usize) -> &'a [[u32; WORDS]] {
+        &self.ints.as_chunks().0[tile * self.rows + row..][..n]
     }
 
-    /// The floats of a tile of a group, `[256][tokens]`.
-    pub(crate) fn floats(&self, tile: usize, group: usize) -> &'a [f32] {
-        &self.floats[(tile * self.rows + group * TOKENS) * TILE..][..self.tokens(group) * TILE]
+    /// The floats of a tile of the rows from `row` on.
+    pub(crate) fn floats(&self, tile: usize, row: usize) -> &'a [[f32; TILE]] {
+        &self.floats.as_chunks().0[tile * self.rows + row..(tile + 1) * self.rows]
     }
 }
 
@@ -176,73 +180,64 @@ impl<'a> ActivationsMut<'a> {
     /// Stores one row's `values` of a tile, at most 256 of them; those that lack are zeros.
     ///
     /// # Safety
-    /// No other thread uses this tile of the row's group.
+    /// No other thread uses this tile of the row.
     pub(crate) unsafe fn store(&self, instructions: Instructions, tile: usize, row: usize, values: &[f32]) {
         let mut padded = [0.0; TILE];
-        padded[..values.len()].copy_from_slice(values);
+        let values = values.try_into().unwrap_or_else(|_| {
+            padded[..values.len()].copy_from_slice(values);
+            &padded
+        });
         // SAFETY: the caller's promise.
-        unsafe { self.put(&self.floats, tile, row, padded.iter()) };
-        let words = quantize(instructions, &padded);
-        // SAFETY: as above.
-        unsafe { self.put(&self.ints, tile, row, words.iter()) };
+        let (floats, ints) = unsafe { self.block(tile, row) };
+        floats.copy_from_slice(values);
+        quantize(instructions, values, ints);
     }
 
     /// Copies a row of `from`, which has as many columns, to row `row`.
     ///
     /// # Safety
-    /// No other thread uses the row's group.
+    /// No other thread uses the row.
     pub(crate) unsafe fn copy(&self, row: usize, from: &ActivationView<'_>, from_row: usize) {
-        let (group, token) = (from_row / TOKENS, from_row % TOKENS);
         for tile in 0..self.tiles {
-            let floats = from.floats(tile, group)[token..].iter().step_by(from.tokens(group));
-            let ints = from.ints(tile, group)[token..].iter().step_by(from.tokens(group));
             // SAFETY: the caller's promise.
-            unsafe {
-                self.put(&self.floats, tile, row, floats);
-                self.put(&self.ints, tile, row, ints);
-            }
+            let (floats, ints) = unsafe { self.block(tile, row) };
+            floats.copy_from_slice(&from.floats(tile, from_row)[0]);
+            ints.copy_from_slice(&from.ints(tile, from_row)[0]);
         }
     }
 
-    /// Writes a row's elements of a tile in either part, `[n][tokens of the group]`.
+    /// The floats and the integers of a row's tile.
     ///
     /// # Safety
     /// No other thread uses them.
-    unsafe fn put<'e, T: Copy + 'e>(
-        &self,
-        part: &SharedSlice<'a, T>,
-        tile: usize,
-        row: usize,
-        elements: impl ExactSizeIterator<Item = &'e T>,
-    ) {
-        let group = row / TOKENS * TOKENS;
-        let tokens = (self.rows - group).min(TOKENS);
-        let start = (self.first * self.tiles + tile * self.rows + group) * elements.len();
+    unsafe fn block(&self, tile: usize, row: usize) -> (&'a mut [f32; TILE], &'a mut [u32; WORDS]) {
+        debug_assert!(row < self.rows && tile < self.tiles);
+        let at = self.first * self.tiles + tile * self.rows + row;
         // SAFETY: the caller's promise.
-        let places = unsafe { part.part(start, tokens * elements.len()) };
-        places[row - group..].iter_mut().step_by(tokens).zip(elements).for_each(|(place, element)| *place = *element);
+        let (floats, ints) = unsafe { (self.floats.part(at * TILE, TILE), self.ints.part(at * WORDS, WORDS)) };
+        (floats.try_into().expect("as many were taken"), ints.try_into().expect("as many were taken"))
     }
 }
 
 /// A row's tile as words: codes in -127..=127 with a scale of `largest / 127`, and their sums. Where a value is no finite
 /// number, codes are 0 and the scale is NaN.
-fn quantize(instructions: Instructions, values: &[f32; TILE]) -> [u32; WORDS] {
+fn quantize(instructions: Instructions, values: &[f32; TILE], words: &mut [u32; WORDS]) {
     match instructions {
         #[cfg(target_arch = "x86_64")]
-        Instructions::Avx2 if crate::lanes_avx2::Avx2::is_available() => {
+        _ if instructions != Instructions::Portable && crate::lanes_avx2::Avx2::is_available() => {
             // SAFETY: the machine has the instructions.
-            unsafe { crate::avx2_activations::quantize(values) }
+            unsafe { crate::avx2_activations::quantize(values, words) }
         }
-        _ => quantize_portable(values),
+        _ => quantize_portable(values, words),
     }
 }
 
-fn quantize_portable(values: &[f32; TILE]) -> [u32; WORDS] {
+fn quantize_portable(values: &[f32; TILE], out: &mut [u32; WORDS]) {
     let largest = values.iter().fold(0.0, |m: f32, v| m.max(v.abs()));
     let finite = values.iter().all(|v| v.is_finite());
     let (scale, inverse) = scale_and_inverse(largest, finite);
     let codes: [i8; TILE] = values.map(|v| if inverse > 0.0 { (v * inverse).round_ties_even() as i8 } else { 0 });
-    words(&codes, scale)
+    *out = words(&codes, scale);
 }
 
 /// The scale of codes whose largest value is `largest`, and what to multiply by; 0 where all codes are to be 0.
@@ -289,6 +284,12 @@ mod tests {
         (0..n).map(|i| ((i * 7919 + 13) % 2003) as f32 / 100.0 - 10.0).collect()
     }
 
+    fn quantized(instructions: Instructions, values: &[f32; TILE]) -> [u32; WORDS] {
+        let mut words = [u32::MAX; WORDS];
+        quantize(instructions, values, &mut words);
+        words
+    }
+
     /// Half a step of the codes, and a rounding of the scale.
     #[test]
     fn integers_are_close_to_the_floats() {
@@ -299,12 +300,11 @@ mod tests {
             assert_eq!((activations.rows(), activations.cols()), (rows, cols));
             let view = activations.view();
             for (row, tile, k) in (0..rows * cols).map(|i| (i / cols, i % cols / TILE, i % cols % TILE)) {
-                let (group, token, tokens) = (row / TOKENS, row % TOKENS, view.tokens(row / TOKENS));
                 let value = x[row * cols + tile * TILE + k];
-                assert_eq!(view.floats(tile, group)[k * tokens + token], value);
-                let ints = view.ints(tile, group);
-                let code = ints[k / 4 * tokens + token].to_le_bytes()[k % 4] as i8;
-                let scale = f32::from_bits(ints[section::SCALE * tokens + token]);
+                assert_eq!(view.floats(tile, row)[0][k], value);
+                let ints = view.ints(tile, row)[0];
+                let code = ints[k / 4].to_le_bytes()[k % 4] as i8;
+                let scale = f32::from_bits(ints[section::SCALE]);
                 assert!((scale * f32::from(code) - value).abs() <= scale * 0.50001, "{code} * {scale} for {value}");
             }
         }
@@ -318,9 +318,9 @@ mod tests {
                 values[77] = value;
                 let mut want = [0; WORDS];
                 want[section::SCALE] = scale.to_bits();
-                assert_eq!(quantize(instructions, &values), want);
+                assert_eq!(quantized(instructions, &values), want);
             }
-            let codes = quantize(instructions, &[f32::MAX; TILE]);
+            let codes = quantized(instructions, &[f32::MAX; TILE]);
             assert_eq!(codes[..64], [0x7f7f_7f7f; 64]);
         }
     }
@@ -329,7 +329,7 @@ mod tests {
     fn all_instructions_give_the_same_bits() {
         for i in 0..200 {
             let values = std::array::from_fn(|k| numbers(256 * 200)[i * 200 + k] * ((i % 9) as f32 * 4.0).exp2());
-            assert_eq!(quantize(Instructions::best(), &values), quantize(Instructions::Portable, &values));
+            assert_eq!(quantized(Instructions::best(), &values), quantized(Instructions::Portable, &values));
         }
     }
 
@@ -351,8 +351,11 @@ mod tests {
             }
             let mut want = Activations::new();
             want.set(&pool, &rows.iter().flat_map(|r| &x[r * cols..][..cols]).copied().collect::<Vec<_>>(), cols);
-            let copied = copies.batch(batch);
-            assert!(copied.floats == want.view().floats && copied.ints == want.view().ints);
+            let (batch_len, copied) = (batch.len(), copies.batch(batch));
+            for (tile, row) in (0..3 * batch_len).map(|i| (i / batch_len, i % batch_len)) {
+                assert_eq!(copied.floats(tile, row), want.view().floats(tile, row));
+                assert_eq!(copied.ints(tile, row), want.view().ints(tile, row));
+            }
         }
     }
 }

@@ -10,18 +10,19 @@ use crate::packed_layout::TILE;
 /// # Safety
 /// The machine must have AVX2.
 #[target_feature(enable = "avx2")]
-pub(crate) unsafe fn quantize(values: &[f32; TILE]) -> [u32; WORDS] {
-    let mut words = [0; WORDS];
+pub(crate) unsafe fn quantize(values: &[f32; TILE], words: &mut [u32; WORDS]) {
     let (largest, finite) = largest(values);
     let (scale, inverse) = scale_and_inverse(largest, finite);
-    words[section::SCALE] = scale.to_bits();
-    if inverse > 0.0 {
+    words[section::END..].fill(0);
+    if inverse == 0.0 {
+        words.fill(0);
+    } else {
         for (index, values) in values.as_chunks::<32>().0.iter().enumerate() {
             // SAFETY: the words of group `index` of 32 columns, in every section.
             unsafe { quantize_group(values, inverse, index, words.as_mut_ptr()) };
         }
     }
-    words
+    words[section::SCALE] = scale.to_bits();
 }
 
 /// The largest absolute value, and whether all are finite.

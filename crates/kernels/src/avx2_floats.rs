@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use crate::avx2::{TileWork, prefetch};
-use crate::packed_layout::ROWS;
+use crate::packed_layout::{ROWS, TILE};
 
 /// A float type as packed tiles hold it, `[column][8 rows]`.
 pub(crate) trait FloatFormat {
@@ -100,7 +100,7 @@ unsafe fn add_products<F: FloatFormat, const P: usize, const T: usize>(work: &Ti
                 for (p, sums) in sums.iter_mut().enumerate() {
                     let w = F::load(tile.add(p * work.panel_bytes + column * F::COLUMN_BYTES));
                     for (t, sum) in sums.iter_mut().enumerate() {
-                        *sum = _mm256_fmadd_ps(w, _mm256_set1_ps(*x.add(column * T + t)), *sum);
+                        *sum = _mm256_fmadd_ps(w, _mm256_set1_ps(*x.add(t * TILE + column)), *sum);
                     }
                 }
             }

@@ -7,10 +7,13 @@
 //! Codes that stand for `q - offset` need no correction afterwards: the 16-bit sum starts at `-offset Σx`, may wrap on its
 //! way, and ends at the true value, which fits (32 * 8 * 127 for Q6_K). Signed codes of 8 bits leave no room for sums in 16
 //! bits: there `maddubs(|q|, sign(x, q))` is widened at once.
+//!
+//! With VNNI, `dpbusd` adds four products to a sum in 32 bits, so nothing wraps; the sum of a scale's columns is multiplied by it
+//! as a 32-bit number. These are the same integers, so the floats that follow are the same too.
 
 use std::arch::x86_64::*;
 
-use crate::activations::section;
+use crate::activations::{WORDS, section};
 use crate::avx2::{TileWork, prefetch};
 use crate::packed_layout::{GROUP, TILE};
 
@@ -22,6 +25,8 @@ pub(crate) trait Format: Sized {
     const FLOAT_SCALES: bool = false;
     /// Columns that are summed in 16 bits, 16 or 32.
     const SUM_COLUMNS: usize;
+    /// Columns that share an integer scale, 16 or 32; not fewer than are summed in 16 bits.
+    const SCALE_COLUMNS: usize = Self::SUM_COLUMNS;
     /// An unsigned code stands for `code - 2^OFFSET_BITS`; 0 for the code itself.
     const OFFSET_BITS: i32 = 0;
     /// Columns that share a minimum, 16 or 32; 0 if there are none.
@@ -79,13 +84,29 @@ pub(crate) trait Format: Sized {
 /// See there.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn integer_tile<F: Format, const T: usize>(work: &TileWork) {
+    // SAFETY: the caller's promise.
+    unsafe { tiles::<F, T, false>(work) }
+}
+
+/// The same by VNNI.
+///
+/// # Safety
+/// As for a [`TileKernel`](crate::avx2::TileKernel), and the machine must have VNNI and VL of AVX-512.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(crate) unsafe fn integer_tile_vnni<F: Format, const T: usize>(work: &TileWork) {
+    // SAFETY: the caller's promise.
+    unsafe { tiles::<F, T, true>(work) }
+}
+
+#[inline(always)]
+unsafe fn tiles<F: Format, const T: usize, const VNNI: bool>(work: &TileWork) {
     for panel in 0..work.panels {
         // SAFETY: the caller's promise: the panel's tile, the activations, and the panel's sums are there.
         unsafe {
             let tile = work.tile.add(panel * work.panel_bytes);
             let sums = work.sums.add(panel * work.sums_stride).cast::<f32>();
             let ahead = if work.ahead == 0 { None } else { Some(tile.wrapping_add(work.ahead)) };
-            add_products::<F, T>(tile, work.cols / GROUP, ahead, Tokens(work.x), sums);
+            add_products::<F, T, VNNI>(tile, work.cols / GROUP, ahead, Tokens(work.x), sums);
         }
     }
 }
@@ -99,7 +120,7 @@ impl<const T: usize> Tokens<T> {
     #[inline(always)]
     unsafe fn word(self, word: usize, token: usize) -> __m256i {
         // SAFETY: the tile has the word.
-        unsafe { _mm256_set1_epi32(self.0.add(word * T + token).cast::<i32>().read()) }
+        unsafe { _mm256_set1_epi32(self.0.add(token * WORDS + word).cast::<i32>().read()) }
     }
 
     /// The activations' scale.
@@ -119,7 +140,7 @@ struct Sums<const T: usize> {
 }
 
 #[inline(always)]
-unsafe fn add_products<F: Format, const T: usize>(
+unsafe fn add_products<F: Format, const T: usize, const VNNI: bool>(
     tile: *const u8,
     groups: usize,
     ahead: Option<*const u8>,
@@ -132,7 +153,7 @@ unsafe fn add_products<F: Format, const T: usize>(
         let mut s = Sums { ints: [_mm256_setzero_si256(); T], parts: [_mm256_setzero_ps(); T] };
         // A loop, not written out: in a longer body the compiler runs out of registers.
         for index in 0..groups {
-            group::<F, T>(&format, index, ahead, x, &mut s);
+            group::<F, T, VNNI>(&format, index, ahead, x, &mut s);
         }
         finish::<F, T>(&format, groups, x, &s, sums);
     }
@@ -140,7 +161,7 @@ unsafe fn add_products<F: Format, const T: usize>(
 
 /// The products of 32 columns.
 #[inline(always)]
-unsafe fn group<F: Format, const T: usize>(
+unsafe fn group<F: Format, const T: usize, const VNNI: bool>(
     format: &F,
     group: usize,
     ahead: Option<*const u8>,
@@ -155,7 +176,9 @@ unsafe fn group<F: Format, const T: usize>(
     unsafe {
         let codes = format.group(group);
         if F::SIGNED {
-            signed_group::<F, T>(format, group, &codes, x, s);
+            signed_group::<F, T, VNNI>(format, group, &codes, x, s);
+        } else if VNNI {
+            vnni_group::<F, T>(format, group, &codes, x, s);
         } else if F::SUM_COLUMNS == 16 {
             let mut short = start::<F, T>(section::OFFSET_16 + 2 * group, x);
             short_sums::<F, T>(format, group, &codes, 0..4, x, &mut short);
@@ -214,8 +237,41 @@ unsafe fn scale<F: Format, const T: usize>(format: &F, run: usize, short: &[__m2
     }
 }
 
+/// Unsigned codes by VNNI.
 #[inline(always)]
-unsafe fn signed_group<F: Format, const T: usize>(
+unsafe fn vnni_group<F: Format, const T: usize>(
+    format: &F,
+    group: usize,
+    codes: &F::Group,
+    x: Tokens<T>,
+    s: &mut Sums<T>,
+) {
+    let runs = 32 / F::SCALE_COLUMNS;
+    for run in 0..runs {
+        let minus_sum = if runs == 1 { section::OFFSET_32 + group } else { section::OFFSET_16 + 2 * group + run };
+        // SAFETY: the caller's promise, see `integer_tile`.
+        unsafe {
+            let offset = _mm256_set1_epi16(1 << F::OFFSET_BITS);
+            let mut sums: [__m256i; T] = std::array::from_fn(|t| match F::OFFSET_BITS {
+                0 => _mm256_setzero_si256(),
+                _ => _mm256_madd_epi16(x.word(minus_sum, t), offset),
+            });
+            for vector in run * 8 / runs..(run + 1) * 8 / runs {
+                let q = format.codes(codes, vector);
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    *sum = _mm256_dpbusd_epi32(*sum, q, x.word(8 * group + vector, t));
+                }
+            }
+            let scale = _mm256_srai_epi32::<16>(format.scale(2 * group + run));
+            for (sum, run) in s.ints.iter_mut().zip(sums) {
+                *sum = _mm256_add_epi32(*sum, _mm256_mullo_epi32(run, scale));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn signed_group<F: Format, const T: usize, const VNNI: bool>(
     format: &F,
     group: usize,
     codes: &F::Group,
@@ -225,12 +281,24 @@ unsafe fn signed_group<F: Format, const T: usize>(
     // SAFETY: the caller's promise, see `integer_tile`.
     unsafe {
         let scale = if F::FLOAT_SCALES { _mm256_set1_epi16(1) } else { format.scale(2 * group) };
+        let mut whole = [_mm256_setzero_si256(); T];
         for vector in 0..8 {
             let q = format.codes(codes, vector);
             let magnitude = _mm256_abs_epi8(q);
             for (t, sum) in s.ints.iter_mut().enumerate() {
-                let products = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x.word(8 * group + vector, t), q));
-                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(products, scale));
+                let signed = _mm256_sign_epi8(x.word(8 * group + vector, t), q);
+                if VNNI {
+                    whole[t] = _mm256_dpbusd_epi32(whole[t], magnitude, signed);
+                } else {
+                    let products = _mm256_maddubs_epi16(magnitude, signed);
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(products, scale));
+                }
+            }
+        }
+        if VNNI {
+            let scale = _mm256_srai_epi32::<16>(scale);
+            for (sum, whole) in s.ints.iter_mut().zip(whole) {
+                *sum = if F::FLOAT_SCALES { whole } else { _mm256_add_epi32(*sum, _mm256_mullo_epi32(whole, scale)) };
             }
         }
         if F::FLOAT_SCALES {

@@ -158,6 +158,7 @@ pub(crate) type Q5K = Q45K<true>;
 impl<const FIFTH: bool> Format for Q45K<FIFTH> {
     /// A group's sum of fifth bits would not fit 16 bits: 32 / 2 * 31 * 127.
     const SUM_COLUMNS: usize = if FIFTH { 16 } else { 32 };
+    const SCALE_COLUMNS: usize = 32;
     const MINIMUM_COLUMNS: usize = 32;
     const BYTES: usize = if FIFTH { 1408 } else { 1152 };
     type Group = KGroup;

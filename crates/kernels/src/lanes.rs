@@ -109,31 +109,49 @@ pub(crate) trait Kernel {
     fn run<V: Lanes>(self) -> Self::Output;
 }
 
-/// Which instructions to use.
+/// Which instructions to use: each name includes those before it. Where a machine lacks what is asked for, the best that it
+/// has is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Instructions {
     /// Those that every machine has.
     #[cfg_attr(target_arch = "x86_64", allow(dead_code))]
     Portable,
-    /// AVX2, FMA and F16C; the portable ones where the machine has them not.
+    /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
+    #[allow(dead_code)]
     Avx2,
+    /// VNNI of AVX-512, for products with quantized weights.
+    #[cfg(target_arch = "x86_64")]
+    #[allow(dead_code)]
+    Vnni,
+    /// AMX, for many tokens.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 impl Instructions {
     /// The fastest of this machine.
     pub(crate) fn best() -> Instructions {
         #[cfg(target_arch = "x86_64")]
-        return Instructions::Avx2;
+        return Instructions::Amx;
         #[cfg(not(target_arch = "x86_64"))]
         Instructions::Portable
+    }
+
+    /// All that there are, also those that this machine lacks.
+    #[cfg(test)]
+    pub(crate) fn all() -> Vec<Instructions> {
+        #[cfg(target_arch = "x86_64")]
+        return vec![Instructions::Portable, Instructions::Avx2, Instructions::Vnni, Instructions::Amx];
+        #[cfg(not(target_arch = "x86_64"))]
+        vec![Instructions::Portable]
     }
 
     /// Runs `kernel` with these instructions.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 if Avx2::is_available() => {
+            _ if self != Instructions::Portable && Avx2::is_available() => {
                 // SAFETY: the machine has the instructions.
                 unsafe { crate::lanes_avx2::run(kernel) }
             }

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use crate::activations::{ActivationView, Activations, TOKENS};
+use crate::activations::{ActivationView, Activations};
 use crate::lanes::Instructions;
-use crate::packed::PackedMatrix;
+use crate::packed::{PackedMatrix, PackedShape};
 use crate::packed_layout::ROWS;
 use crate::shared_slice::SharedSlice;
 use crate::{ThreadPool, portable};
@@ -18,8 +18,11 @@ const CHUNK_ROWS: usize = 256;
 /// Work items for each thread that are worth having, for balance.
 const ITEMS_PER_THREAD: usize = 8;
 
-/// Sums that a kernel fills: `[panel][token][row]`, panels times tokens at most `TOKEN_TILE`.
-pub(crate) type Sums = [[f32; ROWS]; TOKEN_TILE];
+/// From this many tokens on AMX is faster: below, expanding its operands costs more than it saves.
+#[cfg(target_arch = "x86_64")]
+const AMX_FROM_TOKENS: usize = 5;
+/// Up to this many tokens a kernel is bound by memory, and takes several panels at once.
+const FEW_TOKENS: usize = 8;
 
 /// `y [x.rows, w.rows] = x Wᵀ`: every row of `y` is `W` times a row of `x`.
 pub struct Product<'a> {
@@ -103,8 +106,7 @@ impl Job<'_> {
     }
 }
 
-/// Calls `each(panel, token, products of the panel's rows)` for all panels of `panels` and all `tokens` of `x`, of which the
-/// first begins a group.
+/// Calls `each(panel, token, products of the panel's rows)` for all panels of `panels` and all `tokens` of `x`.
 pub(crate) fn for_each_sum(
     instructions: Instructions,
     w: &PackedMatrix,
@@ -113,44 +115,101 @@ pub(crate) fn for_each_sum(
     tokens: Range<usize>,
     mut each: impl FnMut(usize, usize, &[f32; ROWS]),
 ) {
-    let mut sums: Sums = [[0.0; ROWS]; TOKEN_TILE];
-    let at_once = if tokens.len() <= TOKENS { STREAMS } else { 1 };
+    let way = Way::of(instructions, w, tokens.len());
+    let at_once = if way.takes_all_panels() || tokens.len() <= FEW_TOKENS { STREAMS } else { 1 };
     for first_token in tokens.clone().step_by(TOKEN_TILE) {
         let tokens = (tokens.end - first_token).min(TOKEN_TILE);
         for first in panels.clone().step_by(at_once) {
             let run = first..(first + at_once).min(panels.end);
-            let sums = &mut sums[..run.len() * tokens];
-            products(instructions, w, run.clone(), x, first_token / TOKENS, sums);
-            for (panel, sums) in run.zip(sums.chunks_exact(tokens)) {
-                for (token, sums) in sums.iter().enumerate() {
-                    each(panel, first_token + token, sums);
-                }
-            }
+            way.products(w, run, x, first_token..first_token + tokens, &mut each);
         }
     }
 }
 
-/// `sums [panel][token][row]` = panels `panels` of `w` times tokens of `x` from group `first_group` on.
-fn products(
-    instructions: Instructions,
-    w: &PackedMatrix,
-    panels: Range<usize>,
-    x: &ActivationView<'_>,
-    first_group: usize,
-    sums: &mut [[f32; ROWS]],
-) {
-    sums.fill([0.0; ROWS]);
-    let (shape, bytes, tokens) = (w.shape(), w.panels(panels.clone()), sums.len() / panels.len());
-    match instructions {
-        _ if shape.tiles == 0 => {}
-        #[cfg(target_arch = "x86_64")]
-        Instructions::Avx2 if crate::lanes_avx2::Avx2::is_available() => {
-            // SAFETY: the machine has the instructions.
-            unsafe { crate::avx2::panels(shape, bytes, x, first_group, sums) };
+/// The way in which panels and tokens are multiplied.
+#[derive(Clone, Copy)]
+enum Way {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(crate::avx2::Vnni),
+    #[cfg(target_arch = "x86_64")]
+    Amx,
+}
+
+impl Way {
+    #[cfg(target_arch = "x86_64")]
+    fn of(instructions: Instructions, w: &PackedMatrix, tokens: usize) -> Way {
+        use crate::avx2::{Vnni, has_vnni};
+        let amx = instructions == Instructions::Amx && crate::amx::is_available();
+        match instructions {
+            Instructions::Portable => Way::Portable,
+            _ if !crate::lanes_avx2::Avx2::is_available() => Way::Portable,
+            _ if amx && tokens >= AMX_FROM_TOKENS && crate::amx::multiplies(w.element_type()) => Way::Amx,
+            Instructions::Avx2 => Way::Avx2(Vnni::Absent),
+            _ => Way::Avx2(if has_vnni() { Vnni::Present } else { Vnni::Absent }),
         }
-        _ => {
-            for (bytes, sums) in bytes.chunks_exact(shape.panel_bytes).zip(sums.chunks_exact_mut(tokens)) {
-                portable::panel(shape, bytes, x, first_group, sums);
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn of(_: Instructions, _: &PackedMatrix, _: usize) -> Way {
+        Way::Portable
+    }
+
+    fn takes_all_panels(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Way::Amx => true,
+            _ => false,
+        }
+    }
+
+    /// Multiplies panels `panels`, at most [`STREAMS`], by at most [`TOKEN_TILE`] tokens.
+    fn products(
+        self,
+        w: &PackedMatrix,
+        panels: Range<usize>,
+        x: &ActivationView<'_>,
+        tokens: Range<usize>,
+        each: &mut impl FnMut(usize, usize, &[f32; ROWS]),
+    ) {
+        let (shape, bytes) = (w.shape(), w.panels(panels.clone()));
+        let n_tokens = tokens.len();
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Way::Amx if shape.tiles > 0 => {
+                const { assert!(crate::amx::PANELS == STREAMS) };
+                let mut sums = [[0.0; STREAMS * ROWS]; TOKEN_TILE];
+                // SAFETY: `Way::of` has seen that the machine has the instructions.
+                unsafe { crate::amx::panels(shape, bytes, x, tokens.start, &mut sums[..n_tokens]) };
+                for (token, sums) in tokens.zip(&sums) {
+                    panels.clone().zip(sums.as_chunks().0).for_each(|(panel, sums)| each(panel, token, sums));
+                }
+            }
+            _ => {
+                let mut sums = [[0.0; ROWS]; TOKEN_TILE];
+                let sums = &mut sums[..panels.len() * n_tokens];
+                self.panel_sums(shape, bytes, x, tokens.start, sums);
+                for (panel, sums) in panels.zip(sums.chunks_exact(n_tokens)) {
+                    tokens.clone().zip(sums).for_each(|(token, sums)| each(panel, token, sums));
+                }
+            }
+        }
+    }
+
+    /// `sums [panel][token][row]` = the panels in `bytes` times tokens of `x` from `first` on.
+    fn panel_sums(self, shape: &PackedShape, bytes: &[u8], x: &ActivationView<'_>, first: usize, sums: &mut [[f32; ROWS]]) {
+        match self {
+            _ if shape.tiles == 0 => {}
+            #[cfg(target_arch = "x86_64")]
+            Way::Avx2(vnni) => {
+                // SAFETY: `Way::of` has seen that the machine has the instructions.
+                unsafe { crate::avx2::panels(vnni, shape, bytes, x, first, sums) };
+            }
+            _ => {
+                let tokens = sums.len() / (bytes.len() / shape.panel_bytes);
+                for (bytes, sums) in bytes.chunks_exact(shape.panel_bytes).zip(sums.chunks_exact_mut(tokens)) {
+                    portable::panel(shape, bytes, x, first, sums);
+                }
             }
         }
     }

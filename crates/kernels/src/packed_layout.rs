@@ -39,10 +39,12 @@ pub(crate) const ROWS: usize = 8;
 pub(crate) const TILE: usize = 256;
 /// Weights of the smallest blocks.
 pub(crate) const GROUP: usize = 32;
-/// Bits of the fixed-point scales of Q4_0, and of all fixed-point minimums.
-pub(crate) const WIDE_SCALE_BITS: u32 = 13;
-/// Bits of the fixed-point scales of Q4_1, Q5_0 and Q5_1, whose integer sums over a tile are up to twice as large.
-pub(crate) const NARROW_SCALE_BITS: u32 = 12;
+/// Bits of all fixed-point minimums.
+pub(crate) const MINIMUM_BITS: u32 = 13;
+/// Bits of the fixed-point scales of Q4_0: times its codes, -8 to 7, they fit 16 bits with sign.
+pub(crate) const WIDE_SCALE_BITS: u32 = 12;
+/// Bits of the fixed-point scales of Q4_1, Q5_0 and Q5_1, whose codes are up to twice as large.
+pub(crate) const NARROW_SCALE_BITS: u32 = 11;
 
 /// Where the fixed-point scales of a tile of `groups` groups end: bytes of one `[p][8]` i16 section.
 pub(crate) const fn scale_bytes(groups: usize) -> usize {
@@ -164,12 +166,12 @@ impl Sections<'_, '_> {
         };
         self.fixed_points(groups, bits, |row, group| float(row, group, 0));
         if kind == Q4_1 {
-            self.fixed_points(groups, WIDE_SCALE_BITS, |row, group| float(row, group, 2));
+            self.fixed_points(groups, MINIMUM_BITS, |row, group| float(row, group, 2));
         }
         if kind == Q5_1 {
             // Its codes are read as -16..=15, so that their sums fit 16 bits.
             let minimum = |row: &[u8], group| float(row, group, 2) + 16.0 * float(row, group, 0);
-            self.fixed_points(groups, WIDE_SCALE_BITS, minimum);
+            self.fixed_points(groups, MINIMUM_BITS, minimum);
         }
         let codes_at = block_bytes - 16;
         if matches!(kind, Q5_0 | Q5_1) {
@@ -257,7 +259,7 @@ mod tests {
         let halves = [1.0, -0.3, 0.77, 0.5, 0.26, -0.9, 0.333, 0.0].map(|v| f16::from_f32(v).to_f32());
         for factor in [1.0, 2f32.powi(15), 2f32.powi(-12)] {
             let values = halves.map(|v| v * factor);
-            let (numbers, unit) = fixed_point_values(fixed_point(&values, 13));
+            let (numbers, unit) = fixed_point_values(fixed_point(&values, MINIMUM_BITS));
             let exact = values.map(|v| v / unit);
             assert_eq!(numbers.map(f32::from), exact, "all are above a quarter of the largest");
         }

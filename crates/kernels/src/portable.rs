@@ -12,38 +12,32 @@
 use half::{bf16, f16};
 use octet_checkpoint::ElementType;
 
-use crate::activations::{ActivationView, TOKENS, section};
+use crate::activations::{ActivationView, section};
 use crate::packed::PackedShape;
 use crate::packed_layout::{ROWS, TILE};
 use crate::portable_tiles::Codes;
 
-/// `sums [token][8]` += the rows of one panel times the tokens of groups `first_group..`, as many as there is room for.
+/// `sums [token][8]` += the rows of one panel times the tokens from `first` on, as many as there is room for.
 pub(crate) fn panel(
     shape: &PackedShape,
     panel: &[u8],
     x: &ActivationView<'_>,
-    first_group: usize,
+    first: usize,
     sums: &mut [[f32; ROWS]],
 ) {
     for tile in 0..shape.tiles {
         let (bytes, cols) = (&panel[tile * shape.tile_bytes..], shape.tile_cols(tile));
-        let tokens = sums
-            .chunks_mut(TOKENS)
-            .zip(first_group..)
-            .flat_map(|(sums, group)| sums.iter_mut().enumerate().map(move |(token, sums)| (group, token, sums)));
         if is_multiplied_as_floats(shape.kind) {
             let mut weights = [[0.0; ROWS]; TILE];
             decode_tile(shape.kind, bytes, &mut weights[..cols]);
-            for (group, token, y) in tokens {
-                let x = x.floats(tile, group)[token..].iter().step_by(x.tokens(group));
+            for (x, y) in x.floats(tile, first).iter().zip(sums.iter_mut()) {
                 add_float_products(&weights[..cols], x, y);
             }
         } else {
             let weights = Codes::unpack(shape.kind, bytes, cols);
-            for (group, token, y) in tokens {
-                let word = |word: usize| x.ints(tile, group)[word * x.tokens(group) + token];
-                let codes: [i32; TILE] = std::array::from_fn(|k| i32::from(word(k / 4).to_le_bytes()[k % 4] as i8));
-                let scale = f32::from_bits(word(section::SCALE));
+            for (x, y) in x.ints(tile, first).iter().zip(sums.iter_mut()) {
+                let codes: [i32; TILE] = std::array::from_fn(|k| i32::from(x[k / 4].to_le_bytes()[k % 4] as i8));
+                let scale = f32::from_bits(x[section::SCALE]);
                 for (row, y) in y.iter_mut().enumerate() {
                     *y = weights.row_product(row, &codes, scale, *y);
                 }
@@ -58,9 +52,9 @@ pub(crate) fn is_multiplied_as_floats(kind: ElementType) -> bool {
     matches!(kind, F32 | F16 | BF16 | IQ3_XXS | IQ3_S | IQ2_XXS | IQ2_XS | IQ2_S)
 }
 
-fn add_float_products<'a>(weights: &[[f32; ROWS]], x: impl Iterator<Item = &'a f32> + Clone, y: &mut [f32; ROWS]) {
+fn add_float_products(weights: &[[f32; ROWS]], x: &[f32; TILE], y: &mut [f32; ROWS]) {
     for (row, y) in y.iter_mut().enumerate() {
-        *y += weights.iter().zip(x.clone()).fold(0.0, |part, (w, x)| w[row].mul_add(*x, part));
+        *y += weights.iter().zip(x).fold(0.0, |part, (w, x)| w[row].mul_add(*x, part));
     }
 }
 

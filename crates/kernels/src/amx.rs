@@ -1,0 +1,432 @@
+//! Products of many tokens by AMX: sixteen tokens times sixteen rows of weights, 64 columns deep, in one instruction.
+//!
+//! A tile product adds up as many columns as there are, but the weights' scales change every 16 or 32 of them. So a scale is
+//! multiplied into its codes first: `v = scale * code` fits 16 bits in every type, and its two bytes are two matrices, of which
+//! the integer result is `256 * high + low`. That is exact, so the floats that follow are those of every other way:
+//!
+//! ```text
+//! Σ scale Σ code x = Σ v x = 256 Σ (v >> 8) x + Σ (v & 255) x
+//! ```
+//!
+//! Types with a float scale for 32 columns (Q8_0, IQ4_NL) take tile products 32 columns deep instead, one for each scale.
+//!
+//! The weights of four packed panels (32 rows) and 256 columns are expanded into the first cache, eight planes of 1 KiB for each
+//! 16 rows, and multiplied by all tokens. The packed order, four columns of a row in a dword and row after row, is the one
+//! that the instruction wants of its right-hand side.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::sync::OnceLock;
+
+use octet_checkpoint::ElementType;
+
+use crate::activations::{ActivationView, WORDS, section};
+use crate::avx2::prefetch;
+use crate::avx2_integers::Format;
+use crate::packed::PackedShape;
+use crate::packed_layout::{GROUP, ROWS, TILE};
+use crate::{avx2_k_formats as k, avx2_small_formats as small};
+
+/// Panels that are multiplied at once.
+pub(crate) const PANELS: usize = 4;
+/// Tokens of a tile product. Blocks of activations may be read up to this many rows behind the last one, and are not used.
+pub(crate) const TOKENS: usize = 16;
+/// Rows of weights in one tile product: two panels.
+const PAIR_ROWS: usize = 2 * ROWS;
+
+/// Whether this machine has AMX with 8-bit integers, and the system lets us use it; asks for that at the first call.
+pub(crate) fn is_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| has_instructions() && permission_is_given())
+}
+
+fn has_instructions() -> bool {
+    const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
+    let leaf = __cpuid_count(7, 0);
+    crate::avx2::has_vnni() && is_x86_feature_detected!("avx512vbmi") && leaf.edx & TILE_AND_INT8 == TILE_AND_INT8
+}
+
+/// Linux hands out the registers (8 KiB a thread) only to processes that ask.
+#[cfg(target_os = "linux")]
+fn permission_is_given() -> bool {
+    const ARCH_PRCTL: usize = 158;
+    const REQUEST_PERMISSION: usize = 0x1023;
+    const TILE_DATA: usize = 18;
+    let status: isize;
+    // SAFETY: a system call without memory arguments; it clobbers rcx and r11.
+    unsafe {
+        asm!("syscall", inlateout("rax") ARCH_PRCTL => status, in("rdi") REQUEST_PERMISSION, in("rsi") TILE_DATA,
+            lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    status == 0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn permission_is_given() -> bool {
+    false
+}
+
+/// Whether there is a kernel for the type.
+pub(crate) fn multiplies(kind: ElementType) -> bool {
+    kernel(kind).is_some()
+}
+
+/// Multiplies a tile of four panels by tokens.
+type Kernel = unsafe fn(&Work, &mut Scratch);
+
+fn kernel(kind: ElementType) -> Option<Kernel> {
+    use ElementType::*;
+    Some(match kind {
+        Q4_0 => multiply::<small::Q4_0>,
+        Q4_1 => multiply::<small::Q4_1>,
+        Q5_0 => multiply::<small::Q5_0>,
+        Q5_1 => multiply::<small::Q5_1>,
+        Q8_0 => multiply::<small::Q8_0>,
+        IQ4_NL => multiply::<small::Iq4Nl>,
+        Q2_K => multiply::<k::Q2K>,
+        Q3_K => multiply::<k::Q3K>,
+        Q4_K => multiply::<k::Q4K>,
+        Q5_K => multiply::<k::Q5K>,
+        Q6_K => multiply::<k::Q6K>,
+        IQ4_XS => multiply::<small::Iq4Xs>,
+        _ => return None,
+    })
+}
+
+/// A tile of four panels times tokens.
+struct Work {
+    /// The tile of each panel; one that lacks is another one's, whose sums are not used.
+    tiles: [*const u8; PANELS],
+    cols: usize,
+    /// From a tile to the one to prefetch.
+    ahead: usize,
+    /// The tokens' blocks of activations, and behind them as many again as fill the last sixteen.
+    x: *const [u32; WORDS],
+    tokens: usize,
+    /// `[token][32]`.
+    sums: *mut [f32; PANELS * ROWS],
+}
+
+/// What a kernel keeps in the first cache.
+#[repr(C, align(64))]
+struct Scratch {
+    /// Of each pair of panels, 64 rows (of four columns each) of 16 dwords: codes, or the low bytes of codes times scales.
+    low: [[u8; PAIR_ROWS * TILE]; 2],
+    /// The high bytes.
+    high: [[u8; PAIR_ROWS * TILE]; 2],
+    minimums: [[__m512i; TILE / GROUP]; 2],
+    d: [[__m512; TILE / GROUP]; 2],
+    dmin: [__m512; 2],
+    /// Tile products: low and high of two pairs, or those of eight groups: `[product][token][row]`.
+    products: [[[i32; PAIR_ROWS]; TOKENS]; 8],
+}
+
+/// `sums [token][32]` += the rows of up to four panels in `bytes` times the tokens from `first` on, as many as there is room
+/// for. Behind `bytes` lies what is to be read next.
+///
+/// # Safety
+/// [`is_available`] must be true.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(crate) unsafe fn panels(
+    shape: &PackedShape,
+    bytes: &[u8],
+    x: &ActivationView<'_>,
+    first: usize,
+    sums: &mut [[f32; PANELS * ROWS]],
+) {
+    let n_panels = bytes.len() / shape.panel_bytes;
+    assert!((1..=PANELS).contains(&n_panels) && bytes.len() == n_panels * shape.panel_bytes);
+    assert!(first + sums.len() <= x.rows, "tokens {first} + {} of {}", sums.len(), x.rows);
+    let kernel = kernel(shape.kind).expect("the caller asked whether there is one");
+    let float_scales = matches!(shape.kind, ElementType::Q8_0 | ElementType::IQ4_NL);
+    // SAFETY: zeros are a value of every field.
+    let mut scratch: Scratch = unsafe { std::mem::zeroed() };
+    // SAFETY: the machine has the instructions, and the system has given its permission.
+    unsafe { configure(if float_scales { GROUP } else { 64 }) };
+    for tile in 0..shape.tiles {
+        let at = tile * shape.tile_bytes;
+        let ahead = if tile + 1 < shape.tiles { shape.tile_bytes } else { bytes.len() - at };
+        let work = Work {
+            tiles: std::array::from_fn(|p| bytes[p.min(n_panels - 1) * shape.panel_bytes + at..].as_ptr()),
+            cols: shape.tile_cols(tile),
+            ahead,
+            x: x.padded_ints(tile, first, sums.len().next_multiple_of(TOKENS)).as_ptr(),
+            tokens: sums.len(),
+            sums: sums.as_mut_ptr(),
+        };
+        // SAFETY: tiles, activations and sums are there, and the tile registers are set up for the type.
+        unsafe { kernel(&work, &mut scratch) };
+    }
+    // SAFETY: the machine has the instruction.
+    unsafe { asm!("tilerelease", options(nostack)) };
+}
+
+/// Sets up the tile registers: 0 to 3 and 4 (activations) have sixteen rows, 6 and 7 (weights) one for every four columns.
+///
+/// # Safety
+/// [`is_available`] must be true.
+unsafe fn configure(depth: usize) {
+    #[repr(C, align(64))]
+    struct Configuration {
+        palette: u8,
+        start_row: u8,
+        reserved: [u8; 14],
+        row_bytes: [u16; 16],
+        rows: [u8; 16],
+    }
+    let mut configuration =
+        Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+    for register in 0..8 {
+        let (rows, row_bytes) = match register {
+            4 => (TOKENS, depth),
+            6 | 7 => (depth / 4, 64),
+            _ => (TOKENS, 64),
+        };
+        (configuration.rows[register], configuration.row_bytes[register]) = (rows as u8, row_bytes as u16);
+    }
+    // SAFETY: a well-formed configuration; it zeroes the tile registers, which nobody else in this program uses.
+    unsafe { asm!("ldtilecfg [{at}]", at = in(reg) &raw const configuration, options(nostack, readonly)) };
+}
+
+/// A [`Kernel`].
+///
+/// # Safety
+/// The machine must have AMX; what [`Work`] points to must be there; the tile registers must be set up.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn multiply<F: Format>(work: &Work, scratch: &mut Scratch) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for pair in 0..2 {
+            expand::<F>(work, pair, scratch);
+        }
+        for first in (0..work.tokens).step_by(TOKENS) {
+            let (x, sums) = (work.x.add(first), work.sums.add(first));
+            let tokens = (work.tokens - first).min(TOKENS);
+            if F::FLOAT_SCALES {
+                for pair in 0..2 {
+                    group_products(x, &scratch.low[pair], &mut scratch.products);
+                    add_scaled_groups(work.cols / GROUP, x, tokens, pair, scratch, sums);
+                }
+            } else {
+                products(x, scratch);
+                add_products::<F>(work.cols / GROUP, x, tokens, scratch, sums);
+            }
+        }
+    }
+}
+
+/// The packed vectors of two panels side by side.
+#[inline(always)]
+unsafe fn side_by_side(a: __m256i, b: __m256i) -> __m512i {
+    // SAFETY: the caller's machine has AVX-512.
+    unsafe { _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b) }
+}
+
+#[inline(always)]
+unsafe fn floats_side_by_side(a: __m256, b: __m256) -> __m512 {
+    // SAFETY: as above.
+    unsafe { _mm512_castsi512_ps(side_by_side(_mm256_castps_si256(a), _mm256_castps_si256(b))) }
+}
+
+/// Unpacks a tile of panels `2 pair` and `2 pair + 1`.
+#[inline(always)]
+unsafe fn expand<F: Format>(work: &Work, pair: usize, out: &mut Scratch) {
+    let groups = work.cols / GROUP;
+    let tiles = [work.tiles[2 * pair], work.tiles[2 * pair + 1]];
+    // SAFETY: the caller's promise, see `multiply`; the planes have 64 vectors.
+    unsafe {
+        let (a, b) = (F::new(tiles[0], groups), F::new(tiles[1], groups));
+        let low = out.low[pair].as_mut_ptr().cast::<__m512i>();
+        let high = out.high[pair].as_mut_ptr().cast::<__m512i>();
+        for group in 0..groups {
+            let lines = F::BYTES.div_ceil(64);
+            for line in group * lines / 8..(group + 1) * lines / 8 {
+                tiles.iter().for_each(|tile| prefetch(tile.wrapping_add(work.ahead + line * 64)));
+            }
+            let (codes_a, codes_b) = (a.group(group), b.group(group));
+            let mut scale = _mm512_setzero_si512();
+            for vector in 0..8 {
+                if !F::FLOAT_SCALES && vector % (F::SCALE_COLUMNS / 4) == 0 {
+                    let run = 2 * group + vector / 4;
+                    scale = side_by_side(a.scale(run), b.scale(run));
+                }
+                let codes = side_by_side(a.codes(&codes_a, vector), b.codes(&codes_b, vector));
+                let at = 8 * group + vector;
+                if F::FLOAT_SCALES {
+                    low.add(at).write(codes);
+                } else {
+                    let [l, h] = scaled_bytes::<F>(codes, scale);
+                    low.add(at).write(l);
+                    high.add(at).write(h);
+                }
+            }
+            if F::FLOAT_SCALES {
+                out.d[pair][group] = floats_side_by_side(a.d(group), b.d(group));
+            }
+        }
+        if !F::FLOAT_SCALES {
+            out.d[pair][0] = floats_side_by_side(a.d(0), b.d(0));
+        }
+        if F::MINIMUM_COLUMNS > 0 {
+            for p in 0..minimum_pairs::<F>(groups) {
+                out.minimums[pair][p] = side_by_side(a.minimums(p), b.minimums(p));
+            }
+            out.dmin[pair] = floats_side_by_side(a.dmin(), b.dmin());
+        }
+    }
+}
+
+/// Pairs of minimums in a tile.
+fn minimum_pairs<F: Format>(groups: usize) -> usize {
+    if F::MINIMUM_COLUMNS == 16 { TILE / 32 } else { groups.div_ceil(2) }
+}
+
+/// Low and high bytes of 64 codes times the scales of their rows.
+#[inline(always)]
+unsafe fn scaled_bytes<F: Format>(codes: __m512i, scale: __m512i) -> [__m512i; 2] {
+    const ODD_BYTES: u64 = 0xAAAA_AAAA_AAAA_AAAA;
+    // SAFETY: the caller's machine has AVX-512 BW.
+    unsafe {
+        let (even, odd) = if F::SIGNED {
+            (_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(codes)), _mm512_srai_epi16::<8>(codes))
+        } else {
+            (_mm512_and_si512(codes, _mm512_set1_epi16(255)), _mm512_srli_epi16::<8>(codes))
+        };
+        let offset = _mm512_set1_epi16(if F::OFFSET_BITS == 0 { 0 } else { 1 << F::OFFSET_BITS });
+        let even = _mm512_mullo_epi16(_mm512_sub_epi16(even, offset), scale);
+        let odd = _mm512_mullo_epi16(_mm512_sub_epi16(odd, offset), scale);
+        let low = _mm512_mask_blend_epi8(ODD_BYTES, even, _mm512_slli_epi16::<8>(odd));
+        let high = _mm512_mask_blend_epi8(ODD_BYTES, _mm512_srli_epi16::<8>(even), odd);
+        [low, high]
+    }
+}
+
+/// `products` 0 to 3: sixteen tokens times the low and the high plane of both pairs.
+#[inline(always)]
+unsafe fn products(x: *const [u32; WORDS], scratch: &mut Scratch) {
+    // SAFETY: the planes have four tiles, the tokens' blocks four times 64 columns; the tile registers are set up for it.
+    unsafe {
+        asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "2:",
+            "tileloadd tmm4, [{x} + {x_stride}]",
+            "tileloadd tmm6, [{low} + {stride}]",
+            "tdpbsud tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{high} + {stride}]",
+            "tdpbssd tmm1, tmm4, tmm7",
+            "tileloadd tmm6, [{low} + {stride} + {pair}]",
+            "tdpbsud tmm2, tmm4, tmm6",
+            "tileloadd tmm7, [{high} + {stride} + {pair}]",
+            "tdpbssd tmm3, tmm4, tmm7",
+            "add {x}, 64",
+            "add {low}, 1024",
+            "add {high}, 1024",
+            "dec {left}",
+            "jnz 2b",
+            "tilestored [{out} + {stride}], tmm0",
+            "tilestored [{out} + {stride} + 1024], tmm1",
+            "tilestored [{out} + {stride} + 2048], tmm2",
+            "tilestored [{out} + {stride} + 3072], tmm3",
+            x = inout(reg) x => _,
+            low = inout(reg) scratch.low.as_ptr() => _,
+            high = inout(reg) scratch.high.as_ptr() => _,
+            left = inout(reg) 4usize => _,
+            out = in(reg) scratch.products.as_mut_ptr(),
+            x_stride = in(reg) WORDS * 4,
+            stride = in(reg) 64usize,
+            pair = const PAIR_ROWS * TILE,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// `products` 0 to 7: sixteen tokens times each group of 32 columns of a plane of signed codes.
+#[inline(always)]
+unsafe fn group_products(x: *const [u32; WORDS], codes: &[u8; PAIR_ROWS * TILE], out: &mut [[[i32; PAIR_ROWS]; TOKENS]; 8]) {
+    // SAFETY: as above, of eight tiles half as deep.
+    unsafe {
+        asm!(
+            "2:",
+            "tilezero tmm0",
+            "tileloadd tmm4, [{x} + {x_stride}]",
+            "tileloadd tmm6, [{codes} + {stride}]",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tilestored [{out} + {stride}], tmm0",
+            "add {x}, 32",
+            "add {codes}, 512",
+            "add {out}, 1024",
+            "dec {left}",
+            "jnz 2b",
+            x = inout(reg) x => _,
+            codes = inout(reg) codes.as_ptr() => _,
+            left = inout(reg) 8usize => _,
+            out = inout(reg) out.as_mut_ptr() => _,
+            x_stride = in(reg) WORDS * 4,
+            stride = in(reg) 64usize,
+            out("tmm0") _, out("tmm4") _, out("tmm6") _,
+            options(nostack),
+        );
+    }
+}
+
+/// The float end of integer scales, for both pairs.
+#[inline(always)]
+unsafe fn add_products<F: Format>(
+    groups: usize,
+    x: *const [u32; WORDS],
+    tokens: usize,
+    scratch: &Scratch,
+    sums: *mut [f32; PANELS * ROWS],
+) {
+    let first_word = if F::MINIMUM_COLUMNS == 16 { section::SUMS_16 } else { section::SUMS_32 };
+    for token in 0..tokens {
+        for pair in 0..2 {
+            // SAFETY: the caller's promise, see `multiply`.
+            unsafe {
+                let x = (*x.add(token)).as_ptr().cast::<i32>();
+                let x_scale = _mm512_set1_ps(x.add(section::SCALE).cast::<f32>().read());
+                let at = sums.add(token).cast::<f32>().add(pair * PAIR_ROWS);
+                let low = _mm512_load_si512(scratch.products[2 * pair][token].as_ptr().cast());
+                let high = _mm512_load_si512(scratch.products[2 * pair + 1][token].as_ptr().cast());
+                let sum = _mm512_add_epi32(low, _mm512_slli_epi32::<8>(high));
+                let d = _mm512_mul_ps(scratch.d[pair][0], x_scale);
+                let mut y = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(sum), _mm512_loadu_ps(at));
+                if F::MINIMUM_COLUMNS > 0 {
+                    let mut sum = _mm512_setzero_si512();
+                    for p in 0..minimum_pairs::<F>(groups) {
+                        let pair_of_sums = _mm512_set1_epi32(x.add(first_word + p).read());
+                        sum = _mm512_dpwssd_epi32(sum, scratch.minimums[pair][p], pair_of_sums);
+                    }
+                    y = _mm512_fmadd_ps(_mm512_mul_ps(scratch.dmin[pair], x_scale), _mm512_cvtepi32_ps(sum), y);
+                }
+                _mm512_storeu_ps(at, y);
+            }
+        }
+    }
+}
+
+/// The float end of float scales, for one pair.
+#[inline(always)]
+unsafe fn add_scaled_groups(
+    groups: usize,
+    x: *const [u32; WORDS],
+    tokens: usize,
+    pair: usize,
+    scratch: &Scratch,
+    sums: *mut [f32; PANELS * ROWS],
+) {
+    for token in 0..tokens {
+        // SAFETY: the caller's promise, see `multiply`.
+        unsafe {
+            let x_scale = _mm512_set1_ps((*x.add(token)).as_ptr().add(section::SCALE).cast::<f32>().read());
+            let at = sums.add(token).cast::<f32>().add(pair * PAIR_ROWS);
+            let mut part = _mm512_setzero_ps();
+            for group in 0..groups {
+                let sum = _mm512_load_si512(scratch.products[group][token].as_ptr().cast());
+                part = _mm512_fmadd_ps(scratch.d[pair][group], _mm512_cvtepi32_ps(sum), part);
+            }
+            _mm512_storeu_ps(at, _mm512_fmadd_ps(x_scale, part, _mm512_loadu_ps(at)));
+        }
+    }
+}
