@@ -8,7 +8,7 @@ use octet_checkpoint::mix::Mix;
 use octet_checkpoint::{Checkpoint, ElementType, ExpertMatrix, LayerTensor, Params, TensorName};
 use octet_engine::OpenOptions;
 use octet_kernels::limits::read_bandwidth;
-use octet_kernels::{Activations, KvType, PackedMatrix, Product, ThreadPool, matmul};
+use octet_kernels::{Activations, KvType, PackedMatrix, Product, Reads, ThreadPool, matmul};
 use serde::Serialize;
 
 use crate::footprint::{self, Footprint, Use};
@@ -216,7 +216,7 @@ fn multiply_adds(pool: &ThreadPool, kind: ElementType, dim: usize) -> f64 {
     const TOKENS: usize = 64;
     let matrix = PackedMatrix::pack(pool, kind, ROWS, dim, &|_, out| out.fill(0));
     let mut activations = Activations::new();
-    activations.set(pool, &vec![1.0; TOKENS * dim], dim);
+    activations.set(pool, &vec![1.0; TOKENS * dim], dim, Reads::of([&matrix]));
     let mut y = vec![0.0; TOKENS * ROWS];
     let mut seconds = f64::INFINITY;
     for _ in 0..3 {

@@ -11,7 +11,7 @@
 use std::time::Instant;
 
 use octet_checkpoint::ElementType;
-use octet_kernels::{Activations, PackedMatrix, Product, ThreadPool, limits, matmul};
+use octet_kernels::{Activations, PackedMatrix, Product, Reads, ThreadPool, limits, matmul};
 
 struct Options {
     threads: usize,
@@ -123,7 +123,7 @@ fn random_matrix(kind: ElementType, options: &Options, pool: &ThreadPool) -> Pac
 
 /// GB/s of a plain read, and of products of one token with matrices that no cache holds.
 fn one_token(pool: &ThreadPool, matrices: &[PackedMatrix], options: &Options) -> (f64, f64) {
-    let (x, mut y) = (activations(pool, 1, options.cols), vec![0.0; options.rows]);
+    let (x, mut y) = (activations(pool, 1, &matrices[0]), vec![0.0; options.rows]);
     let bytes: usize = matrices.iter().map(PackedMatrix::bytes).sum();
     let (mut read, mut speed) = (0.0f64, 0.0f64);
     for _ in 0..options.rounds {
@@ -140,7 +140,7 @@ fn one_token(pool: &ThreadPool, matrices: &[PackedMatrix], options: &Options) ->
 
 /// GMAC/s of a product with `tokens` tokens.
 fn many_tokens(pool: &ThreadPool, w: &PackedMatrix, tokens: usize, options: &Options) -> f64 {
-    let (x, mut y) = (activations(pool, tokens, w.cols()), vec![0.0; tokens * w.rows()]);
+    let (x, mut y) = (activations(pool, tokens, w), vec![0.0; tokens * w.rows()]);
     let products = tokens as f64 * w.rows() as f64 * w.cols() as f64;
     let repeats = (2e9 / products).ceil() as usize;
     let mut best = 0.0f64;
@@ -155,8 +155,14 @@ fn many_tokens(pool: &ThreadPool, w: &PackedMatrix, tokens: usize, options: &Opt
     best
 }
 
-fn activations(pool: &ThreadPool, tokens: usize, cols: usize) -> Activations {
+fn activations(pool: &ThreadPool, tokens: usize, w: &PackedMatrix) -> Activations {
+    let cols = w.cols();
     let mut x = Activations::new();
-    x.set(pool, &(0..tokens * cols).map(|i| ((i * 7919) % 1009) as f32 / 500.0 - 1.0).collect::<Vec<_>>(), cols);
+    x.set(
+        pool,
+        &(0..tokens * cols).map(|i| ((i * 7919) % 1009) as f32 / 500.0 - 1.0).collect::<Vec<_>>(),
+        cols,
+        Reads::of([w]),
+    );
     x
 }

@@ -8,7 +8,7 @@
 //! Σ scale Σ code x = Σ v x = 256 Σ (v >> 8) x + Σ (v & 255) x
 //! ```
 //!
-//! Types with a float scale for 32 columns (Q8_0, IQ4_NL) take tile products 32 columns deep instead, one for each scale.
+//! Types with a float scale for 32 columns take tile products 32 columns deep instead, one for each scale.
 //!
 //! The weights of four packed panels (32 rows) and 256 columns are expanded into the first cache, eight planes of 1 KiB for each
 //! 16 rows, and multiplied by all tokens. The packed order, four columns of a row in a dword and row after row, is the one
@@ -20,9 +20,9 @@ use std::sync::OnceLock;
 
 use octet_checkpoint::ElementType;
 
-use crate::activations::{ActivationView, WORDS, section};
+use crate::activations::{ActivationView, Scaling, WORDS, section};
 use crate::avx2::prefetch;
-use crate::avx2_integers::Format;
+use crate::avx2_integers::{Format, minimum_pairs};
 use crate::packed::PackedShape;
 use crate::packed_layout::{GROUP, ROWS, TILE};
 use crate::{avx2_k_formats as k, avx2_small_formats as small};
@@ -116,7 +116,7 @@ struct Scratch {
     high: [[u8; PAIR_ROWS * TILE]; 2],
     minimums: [[__m512i; TILE / GROUP]; 2],
     d: [[__m512; TILE / GROUP]; 2],
-    dmin: [__m512; 2],
+    dmin: [[__m512; TILE / GROUP]; 2],
     /// Tile products: low and high of two pairs, or those of eight groups: `[product][token][row]`.
     products: [[[i32; PAIR_ROWS]; TOKENS]; 8],
 }
@@ -138,11 +138,11 @@ pub(crate) unsafe fn panels(
     assert!((1..=PANELS).contains(&n_panels) && bytes.len() == n_panels * shape.panel_bytes);
     assert!(first + sums.len() <= x.rows, "tokens {first} + {} of {}", sums.len(), x.rows);
     let kernel = kernel(shape.kind).expect("the caller asked whether there is one");
-    let float_scales = matches!(shape.kind, ElementType::Q8_0 | ElementType::IQ4_NL);
+    let scaling = Scaling::of(shape.kind);
     // SAFETY: zeros are a value of every field.
     let mut scratch: Scratch = unsafe { std::mem::zeroed() };
     // SAFETY: the machine has the instructions, and the system has given its permission.
-    unsafe { configure(if float_scales { GROUP } else { 64 }) };
+    unsafe { configure(if scaling == Scaling::Groups { GROUP } else { 64 }) };
     for tile in 0..shape.tiles {
         let at = tile * shape.tile_bytes;
         let ahead = if tile + 1 < shape.tiles { shape.tile_bytes } else { bytes.len() - at };
@@ -150,7 +150,7 @@ pub(crate) unsafe fn panels(
             tiles: std::array::from_fn(|p| bytes[p.min(n_panels - 1) * shape.panel_bytes + at..].as_ptr()),
             cols: shape.tile_cols(tile),
             ahead,
-            x: x.padded_ints(tile, first, sums.len().next_multiple_of(TOKENS)).as_ptr(),
+            x: x.padded_ints(scaling, tile, first, sums.len().next_multiple_of(TOKENS)).as_ptr(),
             tokens: sums.len(),
             sums: sums.as_mut_ptr(),
         };
@@ -205,7 +205,7 @@ unsafe fn multiply<F: Format>(work: &Work, scratch: &mut Scratch) {
             if F::FLOAT_SCALES {
                 for pair in 0..2 {
                     group_products(x, &scratch.low[pair], &mut scratch.products);
-                    add_scaled_groups(work.cols / GROUP, x, tokens, pair, scratch, sums);
+                    add_scaled_groups::<F>(work.cols / GROUP, x, tokens, pair, scratch, sums);
                 }
             } else {
                 products(x, scratch);
@@ -253,32 +253,27 @@ unsafe fn expand<F: Format>(work: &Work, pair: usize, out: &mut Scratch) {
                 let codes = side_by_side(a.codes(&codes_a, vector), b.codes(&codes_b, vector));
                 let at = 8 * group + vector;
                 if F::FLOAT_SCALES {
-                    low.add(at).write(codes);
+                    let offset = _mm512_set1_epi8(if F::OFFSET_BITS == 0 { 0 } else { 1 << F::OFFSET_BITS });
+                    low.add(at).write(_mm512_sub_epi8(codes, offset));
                 } else {
                     let [l, h] = scaled_bytes::<F>(codes, scale);
                     low.add(at).write(l);
                     high.add(at).write(h);
                 }
             }
-            if F::FLOAT_SCALES {
-                out.d[pair][group] = floats_side_by_side(a.d(group), b.d(group));
+        }
+        for group in 0..if F::FLOAT_SCALES { groups } else { 1 } {
+            out.d[pair][group] = floats_side_by_side(a.d(group), b.d(group));
+            if F::MINIMUM_COLUMNS > 0 {
+                out.dmin[pair][group] = floats_side_by_side(a.dmin(group), b.dmin(group));
             }
         }
-        if !F::FLOAT_SCALES {
-            out.d[pair][0] = floats_side_by_side(a.d(0), b.d(0));
-        }
-        if F::MINIMUM_COLUMNS > 0 {
+        if F::MINIMUM_COLUMNS > 0 && !F::FLOAT_SCALES {
             for p in 0..minimum_pairs::<F>(groups) {
                 out.minimums[pair][p] = side_by_side(a.minimums(p), b.minimums(p));
             }
-            out.dmin[pair] = floats_side_by_side(a.dmin(), b.dmin());
         }
     }
-}
-
-/// Pairs of minimums in a tile.
-fn minimum_pairs<F: Format>(groups: usize) -> usize {
-    if F::MINIMUM_COLUMNS == 16 { TILE / 32 } else { groups.div_ceil(2) }
 }
 
 /// Low and high bytes of 64 codes times the scales of their rows.
@@ -343,7 +338,11 @@ unsafe fn products(x: *const [u32; WORDS], scratch: &mut Scratch) {
 
 /// `products` 0 to 7: sixteen tokens times each group of 32 columns of a plane of signed codes.
 #[inline(always)]
-unsafe fn group_products(x: *const [u32; WORDS], codes: &[u8; PAIR_ROWS * TILE], out: &mut [[[i32; PAIR_ROWS]; TOKENS]; 8]) {
+unsafe fn group_products(
+    x: *const [u32; WORDS],
+    codes: &[u8; PAIR_ROWS * TILE],
+    out: &mut [[[i32; PAIR_ROWS]; TOKENS]; 8],
+) {
     // SAFETY: as above, of eight tiles half as deep.
     unsafe {
         asm!(
@@ -398,7 +397,7 @@ unsafe fn add_products<F: Format>(
                         let pair_of_sums = _mm512_set1_epi32(x.add(first_word + p).read());
                         sum = _mm512_dpwssd_epi32(sum, scratch.minimums[pair][p], pair_of_sums);
                     }
-                    y = _mm512_fmadd_ps(_mm512_mul_ps(scratch.dmin[pair], x_scale), _mm512_cvtepi32_ps(sum), y);
+                    y = _mm512_fmadd_ps(_mm512_mul_ps(scratch.dmin[pair][0], x_scale), _mm512_cvtepi32_ps(sum), y);
                 }
                 _mm512_storeu_ps(at, y);
             }
@@ -408,7 +407,7 @@ unsafe fn add_products<F: Format>(
 
 /// The float end of float scales, for one pair.
 #[inline(always)]
-unsafe fn add_scaled_groups(
+unsafe fn add_scaled_groups<F: Format>(
     groups: usize,
     x: *const [u32; WORDS],
     tokens: usize,
@@ -419,14 +418,18 @@ unsafe fn add_scaled_groups(
     for token in 0..tokens {
         // SAFETY: the caller's promise, see `multiply`.
         unsafe {
-            let x_scale = _mm512_set1_ps((*x.add(token)).as_ptr().add(section::SCALE).cast::<f32>().read());
+            let float = |word: usize| _mm512_set1_ps((*x.add(token)).as_ptr().add(word).cast::<f32>().read());
             let at = sums.add(token).cast::<f32>().add(pair * PAIR_ROWS);
-            let mut part = _mm512_setzero_ps();
+            let mut y = _mm512_loadu_ps(at);
             for group in 0..groups {
                 let sum = _mm512_load_si512(scratch.products[group][token].as_ptr().cast());
-                part = _mm512_fmadd_ps(scratch.d[pair][group], _mm512_cvtepi32_ps(sum), part);
+                let scale = _mm512_mul_ps(scratch.d[pair][group], float(section::GROUP_SCALES + group));
+                y = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum), y);
+                if F::MINIMUM_COLUMNS > 0 {
+                    y = _mm512_fmadd_ps(scratch.dmin[pair][group], float(section::GROUP_SUMS + group), y);
+                }
             }
-            _mm512_storeu_ps(at, _mm512_fmadd_ps(x_scale, part, _mm512_loadu_ps(at)));
+            _mm512_storeu_ps(at, y);
         }
     }
 }

@@ -15,7 +15,7 @@ use std::arch::x86_64::*;
 
 use octet_checkpoint::ElementType;
 
-use crate::activations::ActivationView;
+use crate::activations::{ActivationView, Scaling};
 use crate::avx2_floats::{self as floats, float_tile};
 use crate::avx2_integers::{Format, integer_tile, integer_tile_vnni};
 use crate::avx2_unpacked::{Unpacked, UnpackedTile, unpack};
@@ -125,10 +125,10 @@ fn kernels(kind: ElementType, vnni: Vnni) -> &'static Kernels {
         F32 => const { &Kernels { few: kernels_of_sizes!(float_tile, floats::F32), many: None } },
         F16 => const { &Kernels { few: kernels_of_sizes!(float_tile, floats::F16), many: None } },
         BF16 => const { &Kernels { few: kernels_of_sizes!(float_tile, floats::Bf16), many: None } },
-        Q4_0 => integers!(small::Q4_0, Unpacked<false, 32, 3, 0>),
-        Q4_1 => integers!(small::Q4_1, Unpacked<false, 32, 0, 32>),
-        Q5_0 => integers!(small::Q5_0, Unpacked<false, 32, 4, 0>),
-        Q5_1 => integers!(small::Q5_1, Unpacked<false, 32, 4, 32>),
+        Q4_0 => integers!(small::Q4_0, Unpacked<false, 32, 3, 0, true>),
+        Q4_1 => integers!(small::Q4_1, Unpacked<false, 32, 0, 32, true>),
+        Q5_0 => integers!(small::Q5_0, Unpacked<false, 32, 4, 0, true>),
+        Q5_1 => integers!(small::Q5_1, Unpacked<false, 32, 4, 32, true>),
         Q8_0 => integers!(small::Q8_0, Unpacked<true, 32, 0, 0, true>),
         IQ4_NL => integers!(small::Iq4Nl, Unpacked<true, 32, 0, 0, true>),
         Q2_K => integers!(k::Q2K, Unpacked<false, 16, 0, 16>),
@@ -249,7 +249,7 @@ impl Walk<'_> {
             let ((n, kernel), row) = (next_tokens(self.tokens - first), self.first + first);
             let x = match as_floats {
                 true => self.x.floats(tile, row).as_ptr().cast(),
-                false => self.x.ints(tile, row).as_ptr().cast(),
+                false => self.x.ints(Scaling::of(self.shape.kind), tile, row).as_ptr().cast(),
             };
             // SAFETY: the sums and activations of as many tokens are there.
             unsafe { (self.kernels.few[kernel])(&TileWork { x, sums: work.sums.add(first), ..work }) };
@@ -264,7 +264,7 @@ impl Walk<'_> {
     unsafe fn unpacked_groups(&self, many: &Many, unpacked: &UnpackedTile, tile: usize, work: TileWork) {
         let mut first = 0;
         while first < self.tokens {
-            let x = self.x.ints(tile, self.first + first).as_ptr().cast();
+            let x = self.x.ints(Scaling::of(self.shape.kind), tile, self.first + first).as_ptr().cast();
             // SAFETY: the sums are there.
             let work = TileWork { x, sums: unsafe { work.sums.add(first) }, ..work };
             let whole = TileWork { tile: std::ptr::from_ref(unpacked).cast(), ..work };

@@ -3,21 +3,21 @@
 use std::arch::x86_64::*;
 
 use crate::activations::{WORDS, scale_and_inverse, section};
-use crate::packed_layout::TILE;
+use crate::packed_layout::{GROUP, TILE};
 
-/// A row's 256 values as words (see `activations.rs`).
+/// A row's 256 values as words with one scale (see `activations.rs`).
 ///
 /// # Safety
 /// The machine must have AVX2.
 #[target_feature(enable = "avx2")]
-pub(crate) unsafe fn quantize(values: &[f32; TILE], words: &mut [u32; WORDS]) {
+pub(crate) unsafe fn quantize_tile(values: &[f32; TILE], words: &mut [u32; WORDS]) {
     let (largest, finite) = largest(values);
     let (scale, inverse) = scale_and_inverse(largest, finite);
     words[section::END..].fill(0);
     if inverse == 0.0 {
         words.fill(0);
     } else {
-        for (index, values) in values.as_chunks::<32>().0.iter().enumerate() {
+        for (index, values) in values.as_chunks::<GROUP>().0.iter().enumerate() {
             // SAFETY: the words of group `index` of 32 columns, in every section.
             unsafe { quantize_group(values, inverse, index, words.as_mut_ptr()) };
         }
@@ -25,9 +25,36 @@ pub(crate) unsafe fn quantize(values: &[f32; TILE], words: &mut [u32; WORDS]) {
     words[section::SCALE] = scale.to_bits();
 }
 
+/// The same with a scale for every 32 values.
+///
+/// # Safety
+/// The machine must have AVX2.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn quantize_groups(values: &[f32; TILE], words: &mut [u32; WORDS]) {
+    let (mut scales, mut sums) = ([0; TILE / GROUP], [0; TILE / GROUP]);
+    for (index, values) in values.as_chunks::<GROUP>().0.iter().enumerate() {
+        let (largest, finite) = largest(values);
+        let (scale, inverse) = scale_and_inverse(largest, finite);
+        let mut sum = 0;
+        if inverse == 0.0 {
+            words[8 * index..8 * index + 8].fill(0);
+            words[section::OFFSET_32 + index] = 0;
+        } else {
+            // SAFETY: the words of group `index` of 32 columns, in every section.
+            unsafe { quantize_group(values, inverse, index, words.as_mut_ptr()) };
+            sum = (words[section::SUMS_32 + index / 2] >> (index % 2 * 16)) as i16;
+        }
+        (scales[index], sums[index]) = (scale.to_bits(), (scale * f32::from(sum)).to_bits());
+    }
+    words[section::SCALE] = 0;
+    words[section::GROUP_SCALES..section::GROUP_SUMS].copy_from_slice(&scales);
+    words[section::GROUP_SUMS..section::OFFSET_32].copy_from_slice(&sums);
+    words[section::SUMS_32..].fill(0);
+}
+
 /// The largest absolute value, and whether all are finite.
 #[target_feature(enable = "avx2")]
-fn largest(values: &[f32; TILE]) -> (f32, bool) {
+fn largest<const N: usize>(values: &[f32; N]) -> (f32, bool) {
     let magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(i32::MAX));
     // As integers the bits of absolute values are in order, and infinities and NaN come last.
     let mut largest = _mm256_setzero_si256();

@@ -21,7 +21,8 @@ use crate::packed_layout::{GROUP, TILE};
 pub(crate) trait Format: Sized {
     /// Whether codes are signed 8-bit numbers.
     const SIGNED: bool = false;
-    /// Whether a float scale belongs to 32 columns; else an integer belongs to `SUM_COLUMNS`, and a float to the tile.
+    /// Whether a float scale belongs to 32 columns, of weights and of activations; else an integer belongs to `SUM_COLUMNS`, and a
+    /// float to the tile.
     const FLOAT_SCALES: bool = false;
     /// Columns that are summed in 16 bits, 16 or 32.
     const SUM_COLUMNS: usize;
@@ -69,11 +70,11 @@ pub(crate) trait Format: Sized {
     /// # Safety
     /// See `new`.
     unsafe fn d(&self, group: usize) -> __m256;
-    /// The float scale of the minimums; asked of formats with minimums only.
+    /// The float scale of the minimums of the tile, or the minimum of group `group`; asked of formats with minimums only.
     ///
     /// # Safety
     /// See `new`.
-    unsafe fn dmin(&self) -> __m256 {
+    unsafe fn dmin(&self, _group: usize) -> __m256 {
         unreachable!("MINIMUM_COLUMNS is 0")
     }
 }
@@ -123,11 +124,11 @@ impl<const T: usize> Tokens<T> {
         unsafe { _mm256_set1_epi32(self.0.add(token * WORDS + word).cast::<i32>().read()) }
     }
 
-    /// The activations' scale.
+    /// The same as a float: a scale, or a sum.
     #[inline(always)]
-    unsafe fn scale(self, token: usize) -> __m256 {
+    unsafe fn float(self, word: usize, token: usize) -> __m256 {
         // SAFETY: the tile has the word.
-        unsafe { _mm256_castsi256_ps(self.word(section::SCALE, token)) }
+        unsafe { _mm256_castsi256_ps(self.word(word, token)) }
     }
 }
 
@@ -135,8 +136,8 @@ impl<const T: usize> Tokens<T> {
 struct Sums<const T: usize> {
     /// Of all groups (integer scales) or of this group (float scales).
     ints: [__m256i; T],
-    /// With float scales: of the groups before.
-    parts: [__m256; T],
+    /// With float scales: the results of this and all tiles before.
+    floats: [__m256; T],
 }
 
 #[inline(always)]
@@ -150,7 +151,8 @@ unsafe fn add_products<F: Format, const T: usize, const VNNI: bool>(
     // SAFETY: the caller's promise, see `integer_tile`.
     unsafe {
         let format = F::new(tile, groups);
-        let mut s = Sums { ints: [_mm256_setzero_si256(); T], parts: [_mm256_setzero_ps(); T] };
+        let floats = std::array::from_fn(|t| _mm256_loadu_ps(sums.add(8 * t)));
+        let mut s = Sums { ints: [_mm256_setzero_si256(); T], floats };
         // A loop, not written out: in a longer body the compiler runs out of registers.
         for index in 0..groups {
             group::<F, T, VNNI>(&format, index, ahead, x, &mut s);
@@ -191,6 +193,9 @@ unsafe fn group<F: Format, const T: usize, const VNNI: bool>(
             short_sums::<F, T>(format, group, &codes, 0..8, x, &mut short);
             scale::<F, T>(format, 2 * group, &short, s);
         }
+        if F::FLOAT_SCALES {
+            scale_group::<F, T>(format, group, x, s);
+        }
     }
 }
 
@@ -230,7 +235,7 @@ unsafe fn short_sums<F: Format, const T: usize>(
 unsafe fn scale<F: Format, const T: usize>(format: &F, run: usize, short: &[__m256i; T], s: &mut Sums<T>) {
     // SAFETY: the caller's promise, see `integer_tile`.
     unsafe {
-        let scale = format.scale(run);
+        let scale = if F::FLOAT_SCALES { _mm256_set1_epi16(1) } else { format.scale(run) };
         for (sum, short) in s.ints.iter_mut().zip(short) {
             *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*short, scale));
         }
@@ -261,6 +266,10 @@ unsafe fn vnni_group<F: Format, const T: usize>(
                 for (t, sum) in sums.iter_mut().enumerate() {
                     *sum = _mm256_dpbusd_epi32(*sum, q, x.word(8 * group + vector, t));
                 }
+            }
+            if F::FLOAT_SCALES {
+                s.ints = sums;
+                continue;
             }
             let scale = _mm256_srai_epi32::<16>(format.scale(2 * group + run));
             for (sum, run) in s.ints.iter_mut().zip(sums) {
@@ -301,11 +310,24 @@ unsafe fn signed_group<F: Format, const T: usize, const VNNI: bool>(
                 *sum = if F::FLOAT_SCALES { whole } else { _mm256_add_epi32(*sum, _mm256_mullo_epi32(whole, scale)) };
             }
         }
-        if F::FLOAT_SCALES {
-            let d = format.d(group);
-            for (sum, part) in s.ints.iter_mut().zip(&mut s.parts) {
-                *part = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(*sum), *part);
-                *sum = _mm256_setzero_si256();
+    }
+}
+
+/// The float end of a group with a scale of its own.
+#[inline(always)]
+unsafe fn scale_group<F: Format, const T: usize>(format: &F, group: usize, x: Tokens<T>, s: &mut Sums<T>) {
+    // SAFETY: the caller's promise, see `integer_tile`.
+    unsafe {
+        let d = format.d(group);
+        for (t, (sum, y)) in s.ints.iter_mut().zip(&mut s.floats).enumerate() {
+            let scale = _mm256_mul_ps(d, x.float(section::GROUP_SCALES + group, t));
+            *y = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(*sum), *y);
+            *sum = _mm256_setzero_si256();
+        }
+        if F::MINIMUM_COLUMNS > 0 {
+            let minimum = format.dmin(group);
+            for (t, y) in s.floats.iter_mut().enumerate() {
+                *y = _mm256_fmadd_ps(minimum, x.float(section::GROUP_SUMS + group, t), *y);
             }
         }
     }
@@ -318,19 +340,22 @@ unsafe fn finish<F: Format, const T: usize>(format: &F, groups: usize, x: Tokens
     unsafe {
         let minimums = minimum_sums::<F, T>(format, groups, x);
         for (t, minimum) in minimums.into_iter().enumerate() {
-            let at = sums.add(8 * t);
-            let mut y = _mm256_loadu_ps(at);
-            if F::FLOAT_SCALES {
-                y = _mm256_fmadd_ps(x.scale(t), s.parts[t], y);
-            } else {
-                y = _mm256_fmadd_ps(_mm256_mul_ps(format.d(0), x.scale(t)), _mm256_cvtepi32_ps(s.ints[t]), y);
+            let mut y = s.floats[t];
+            if !F::FLOAT_SCALES {
+                let x_scale = x.float(section::SCALE, t);
+                y = _mm256_fmadd_ps(_mm256_mul_ps(format.d(0), x_scale), _mm256_cvtepi32_ps(s.ints[t]), y);
+                if F::MINIMUM_COLUMNS > 0 {
+                    y = _mm256_fmadd_ps(_mm256_mul_ps(format.dmin(0), x_scale), _mm256_cvtepi32_ps(minimum), y);
+                }
             }
-            if F::MINIMUM_COLUMNS > 0 {
-                y = _mm256_fmadd_ps(_mm256_mul_ps(format.dmin(), x.scale(t)), _mm256_cvtepi32_ps(minimum), y);
-            }
-            _mm256_storeu_ps(at, y);
+            _mm256_storeu_ps(sums.add(8 * t), y);
         }
     }
+}
+
+/// Pairs of minimums in a tile of integer scales.
+pub(crate) fn minimum_pairs<F: Format>(groups: usize) -> usize {
+    if F::MINIMUM_COLUMNS == 16 { TILE / 32 } else { groups.div_ceil(2) }
 }
 
 /// `Σ minimum Σx` over the tile.
@@ -338,12 +363,11 @@ unsafe fn finish<F: Format, const T: usize>(format: &F, groups: usize, x: Tokens
 unsafe fn minimum_sums<F: Format, const T: usize>(format: &F, groups: usize, x: Tokens<T>) -> [__m256i; T] {
     // SAFETY: as below.
     let mut sums = unsafe { [_mm256_setzero_si256(); T] };
-    let (pairs, first_word) = match F::MINIMUM_COLUMNS {
-        0 => return sums,
-        16 => (TILE / 32, section::SUMS_16),
-        _ => (groups.div_ceil(2), section::SUMS_32),
-    };
-    for pair in 0..pairs {
+    if F::MINIMUM_COLUMNS == 0 || F::FLOAT_SCALES {
+        return sums;
+    }
+    let first_word = if F::MINIMUM_COLUMNS == 16 { section::SUMS_16 } else { section::SUMS_32 };
+    for pair in 0..minimum_pairs::<F>(groups) {
         // SAFETY: the caller's promise, see `integer_tile`.
         unsafe {
             let minimums = format.minimums(pair);

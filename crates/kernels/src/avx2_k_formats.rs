@@ -204,7 +204,7 @@ impl<const FIFTH: bool> Format for Q45K<FIFTH> {
         unsafe { halves(self.tile) }
     }
     #[inline(always)]
-    unsafe fn dmin(&self) -> __m256 {
+    unsafe fn dmin(&self, _: usize) -> __m256 {
         // SAFETY: as above.
         unsafe { negated(halves(self.tile.add(16))) }
     }
@@ -345,7 +345,7 @@ impl Format for Q2K {
         unsafe { halves(self.tile) }
     }
     #[inline(always)]
-    unsafe fn dmin(&self) -> __m256 {
+    unsafe fn dmin(&self, _: usize) -> __m256 {
         // SAFETY: as above.
         unsafe { negated(halves(self.tile.add(16))) }
     }

@@ -6,53 +6,6 @@ use std::arch::x86_64::*;
 use crate::avx2_integers::Format;
 use crate::avx2_k_formats::{halves, moved};
 use crate::blocks::IQ4_LEVELS;
-use crate::packed_layout::scale_bytes;
-
-/// Fixed-point numbers of 32 columns each, with one unit for the tile (`packed_layout::fixed_point`).
-struct FixedPoints(*const u8);
-
-impl FixedPoints {
-    #[inline(always)]
-    unsafe fn group(&self, group: usize) -> __m128i {
-        // SAFETY: the caller's promise: the section has the group.
-        unsafe { _mm_loadu_si128(self.0.add(16 * group).cast()) }
-    }
-
-    /// The group's numbers, each twice in 16 bits.
-    #[inline(always)]
-    unsafe fn twice(&self, group: usize) -> __m256i {
-        // SAFETY: as above.
-        unsafe {
-            let v = self.group(group);
-            let pairs = _mm256_set_m128i(_mm_unpackhi_epi16(v, v), _mm_unpacklo_epi16(v, v));
-            _mm256_srai_epi16::<2>(pairs)
-        }
-    }
-
-    /// The numbers of two neighbouring groups in 16 bits. The second group may be one too many: its numbers then meet zeros.
-    #[inline(always)]
-    unsafe fn pair(&self, pair: usize) -> __m256i {
-        // SAFETY: as above; behind the section lie the codes.
-        unsafe {
-            let (a, b) = (self.group(2 * pair), self.group(2 * pair + 1));
-            let pairs = _mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b));
-            _mm256_srai_epi16::<2>(pairs)
-        }
-    }
-
-    /// The unit, whose exponent lies in the lowest bits of the first four groups.
-    #[inline(always)]
-    unsafe fn unit(&self) -> __m256 {
-        // SAFETY: as above.
-        unsafe {
-            let two = |group: usize| _mm_and_si128(self.group(group), _mm_set1_epi16(3));
-            let low = _mm_or_si128(two(0), _mm_slli_epi16::<2>(two(1)));
-            let high = _mm_or_si128(_mm_slli_epi16::<4>(two(2)), _mm_slli_epi16::<6>(two(3)));
-            let exponent = _mm256_cvtepu16_epi32(_mm_or_si128(low, high));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
-        }
-    }
-}
 
 /// Vector `i` of the nibbles of a group.
 #[inline(always)]
@@ -66,8 +19,8 @@ unsafe fn nibbles(group: *const u8, i: usize) -> __m256i {
 
 /// Q4_0, Q4_1, Q5_0, Q5_1: see `packed_layout.rs`.
 pub(crate) struct SmallBlocks<const OFFSET_BITS: i32, const MINIMUM: bool, const FIFTH: bool> {
-    scales: FixedPoints,
-    minimums: FixedPoints,
+    d: *const u8,
+    minimums: *const u8,
     fifth: *const u8,
     codes: *const u8,
 }
@@ -84,6 +37,7 @@ pub(crate) type Q5_0 = SmallBlocks<4, false, true>;
 pub(crate) type Q5_1 = SmallBlocks<4, true, true>;
 
 impl<const O: i32, const M: bool, const F: bool> Format for SmallBlocks<O, M, F> {
+    const FLOAT_SCALES: bool = true;
     const SUM_COLUMNS: usize = 32;
     const OFFSET_BITS: i32 = O;
     const MINIMUM_COLUMNS: usize = if M { 32 } else { 0 };
@@ -92,12 +46,12 @@ impl<const O: i32, const M: bool, const F: bool> Format for SmallBlocks<O, M, F>
 
     #[inline(always)]
     unsafe fn new(tile: *const u8, groups: usize) -> Self {
-        let section = scale_bytes(groups);
+        let section = 16 * groups;
         // SAFETY: the caller's promise: these sections are there; so everywhere in this file.
         unsafe {
             let fifth = tile.add(if M { 2 * section } else { section });
             let codes = fifth.add(if F { groups * 32 } else { 0 });
-            SmallBlocks { scales: FixedPoints(tile), minimums: FixedPoints(tile.add(section)), fifth, codes }
+            SmallBlocks { d: tile, minimums: tile.add(if M { section } else { 0 }), fifth, codes }
         }
     }
     #[inline(always)]
@@ -127,24 +81,22 @@ impl<const O: i32, const M: bool, const F: bool> Format for SmallBlocks<O, M, F>
         }
     }
     #[inline(always)]
-    unsafe fn scale(&self, run: usize) -> __m256i {
-        // SAFETY: as above.
-        unsafe { self.scales.twice(run / 2) }
+    unsafe fn scale(&self, _: usize) -> __m256i {
+        unreachable!("scales are floats")
     }
     #[inline(always)]
-    unsafe fn minimums(&self, pair: usize) -> __m256i {
+    unsafe fn d(&self, group: usize) -> __m256 {
         // SAFETY: as above.
-        unsafe { self.minimums.pair(pair) }
+        unsafe { halves(self.d.add(16 * group)) }
     }
     #[inline(always)]
-    unsafe fn d(&self, _: usize) -> __m256 {
+    unsafe fn dmin(&self, group: usize) -> __m256 {
         // SAFETY: as above.
-        unsafe { self.scales.unit() }
-    }
-    #[inline(always)]
-    unsafe fn dmin(&self) -> __m256 {
-        // SAFETY: as above.
-        unsafe { self.minimums.unit() }
+        unsafe {
+            let minimum = halves(self.minimums.add(16 * group));
+            // Codes of five bits stand for `code - 16`.
+            if F { _mm256_fmadd_ps(_mm256_set1_ps(16.0), self.d(group), minimum) } else { minimum }
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use crate::avx2::prefetch;
-use crate::avx2_integers::Format;
+use crate::avx2_integers::{Format, minimum_pairs};
 use crate::packed_layout::{GROUP, TILE};
 
 /// A tile of eight rows, of any integer type. What a type does not use is not initialised.
@@ -14,7 +14,7 @@ pub(crate) struct UnpackedTile {
     scales: MaybeUninit<[__m256i; TILE / 16]>,
     minimums: MaybeUninit<[__m256i; TILE / GROUP]>,
     d: MaybeUninit<[__m256; TILE / GROUP]>,
-    dmin: MaybeUninit<__m256>,
+    dmin: MaybeUninit<[__m256; TILE / GROUP]>,
 }
 
 impl UnpackedTile {
@@ -41,19 +41,15 @@ pub(crate) unsafe fn unpack<F: Format>(tile: *const u8, cols: usize, ahead: usiz
     unsafe {
         let format = F::new(tile, groups);
         (0..groups).for_each(|index| group(&format, index, ahead, out));
-        let pairs = match F::MINIMUM_COLUMNS {
-            0 => 0,
-            16 => TILE / 32,
-            _ => groups.div_ceil(2),
-        };
-        for pair in 0..pairs {
-            out.minimums.as_mut_ptr().cast::<__m256i>().add(pair).write(format.minimums(pair));
+        if F::FLOAT_SCALES {
+            return;
         }
-        if !F::FLOAT_SCALES {
-            out.d.as_mut_ptr().cast::<__m256>().write(format.d(0));
-        }
+        out.d.as_mut_ptr().cast::<__m256>().write(format.d(0));
         if F::MINIMUM_COLUMNS > 0 {
-            out.dmin.write(format.dmin());
+            for pair in 0..minimum_pairs::<F>(groups) {
+                out.minimums.as_mut_ptr().cast::<__m256i>().add(pair).write(format.minimums(pair));
+            }
+            out.dmin.as_mut_ptr().cast::<__m256>().write(format.dmin(0));
         }
     }
 }
@@ -72,6 +68,9 @@ unsafe fn group<F: Format>(format: &F, group: usize, ahead: *const u8, out: &mut
         }
         if F::FLOAT_SCALES {
             out.d.as_mut_ptr().cast::<__m256>().add(group).write(format.d(group));
+            if F::MINIMUM_COLUMNS > 0 {
+                out.dmin.as_mut_ptr().cast::<__m256>().add(group).write(format.dmin(group));
+            }
         } else {
             let to = out.scales.as_mut_ptr().cast::<__m256i>().add(2 * group);
             to.write(format.scale(2 * group));
@@ -128,8 +127,8 @@ impl<const S: bool, const C: usize, const O: i32, const M: usize, const F: bool>
         unsafe { (&raw const (*self.0).d).cast::<__m256>().add(group).read() }
     }
     #[inline(always)]
-    unsafe fn dmin(&self) -> __m256 {
+    unsafe fn dmin(&self, group: usize) -> __m256 {
         // SAFETY: as above.
-        unsafe { (&raw const (*self.0).dmin).cast::<__m256>().read() }
+        unsafe { (&raw const (*self.0).dmin).cast::<__m256>().add(group).read() }
     }
 }

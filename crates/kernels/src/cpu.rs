@@ -3,11 +3,19 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// The instructions that the kernels use here, such as `avx2`; `portable` where there is none that we know.
+/// The instructions that the kernels use here: `amx`, `avx512-vnni` or `avx2`; `portable` where there is none that we know.
 pub fn features() -> &'static str {
     #[cfg(target_arch = "x86_64")]
-    if crate::lanes_avx2::Avx2::is_available() {
-        return "avx2";
+    {
+        if crate::amx::is_available() {
+            return "amx";
+        }
+        if crate::avx2::has_vnni() {
+            return "avx512-vnni";
+        }
+        if crate::lanes_avx2::Avx2::is_available() {
+            return "avx2";
+        }
     }
     "portable"
 }

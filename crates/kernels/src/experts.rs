@@ -5,7 +5,7 @@
 //! the second an item is some rows of the result, to which the experts add in the order of their indices. So the bits of a
 //! token's result depend on its own experts alone.
 
-use crate::activations::{ActivationView, Activations, ActivationsMut};
+use crate::activations::{ActivationView, Activations, ActivationsMut, Reads};
 use crate::lanes::Instructions;
 use crate::matmul::{chunk_panels, for_each_sum};
 use crate::packed_layout::{ROWS, TILE};
@@ -105,11 +105,12 @@ pub(crate) fn experts_with<'a>(
     let all = |index: usize| experts.clone().nth(index).expect("the index was checked");
     // Where every expert has all tokens (one token, or one expert) the rows are used as they are.
     let gathered = scratch.active.iter().any(|active| active.count != x.rows());
-    scratch.inputs.resize(if gathered { scratch.slots.len() } else { 0 }, shape.dim);
+    scratch.inputs.resize(if gathered { scratch.slots.len() } else { 0 }, shape.dim, x.reads());
     if gathered {
         scratch.gather(pool, x);
     }
-    scratch.hidden.resize(scratch.slots.len(), shape.hidden_dim);
+    let down = Reads::of(experts.clone().map(|expert| expert.w2));
+    scratch.hidden.resize(scratch.slots.len(), shape.hidden_dim, down);
     scratch.gate_up.resize(pool.threads() * 2 * GATE_UP_TOKENS * TILE, 0.0);
     let ExpertScratch { slots, active, by_load, inputs, hidden, gate_up, .. } = scratch;
 

@@ -5,7 +5,7 @@ use octet_checkpoint::ElementType;
 use crate::experts::experts_with;
 use crate::lanes::Instructions;
 use crate::matmul_tests::{Matrix, Random, product, same_bits, tame};
-use crate::{Activations, Expert, ExpertScratch, PackedMatrix, Routes, ThreadPool, swiglu};
+use crate::{Activations, Expert, ExpertScratch, PackedMatrix, Reads, Routes, ThreadPool, swiglu};
 
 struct Layer {
     /// w1, w2, w3 of every expert.
@@ -31,7 +31,7 @@ impl Layer {
         routes: &Routes<'_>,
     ) -> Vec<f32> {
         let mut activations = Activations::new();
-        activations.set(pool, x, self.dim);
+        activations.set(pool, x, self.dim, Reads::of(self.experts.iter().flat_map(|[w1, _, w3]| [w1, w3])));
         let mut y = vec![f32::NAN; x.len()];
         let experts = self.experts.iter().map(|[w1, w2, w3]| Expert { w1, w2, w3 });
         experts_with(instructions, pool, experts, &activations, routes, scratch, &mut y);

@@ -50,7 +50,7 @@ mod softmax;
 mod swiglu;
 mod thread_pool;
 
-pub use activations::Activations;
+pub use activations::{Activations, Reads};
 pub use attention::{AttentionLayer, AttentionScratch, attention};
 pub use error::Error;
 pub use experts::{Expert, ExpertScratch, Routes, experts};

@@ -197,7 +197,14 @@ impl Way {
     }
 
     /// `sums [panel][token][row]` = the panels in `bytes` times tokens of `x` from `first` on.
-    fn panel_sums(self, shape: &PackedShape, bytes: &[u8], x: &ActivationView<'_>, first: usize, sums: &mut [[f32; ROWS]]) {
+    fn panel_sums(
+        self,
+        shape: &PackedShape,
+        bytes: &[u8],
+        x: &ActivationView<'_>,
+        first: usize,
+        sums: &mut [[f32; ROWS]],
+    ) {
         match self {
             _ if shape.tiles == 0 => {}
             #[cfg(target_arch = "x86_64")]

@@ -4,27 +4,21 @@
 //! order does not matter; and of floats there are the same operations in the same order as in the fast kernels:
 //!
 //! ```text
-//! float weights:    part = fma(w, x, part) over the columns of a tile; y = y + part
-//! 8-bit weights:    part = fma(d, Σ_32 q x, part) over its groups;     y = fma(scale of x, part, y)
-//! other weights:    y = fma(d * scale of x, Σ s Σ q x, y); with minimums then y = fma(dmin * scale of x, Σ m Σ x, y)
+//! float weights:  part = fma(w, x, part) over the columns of a tile; y = y + part
+//! blocks of 32:   y = fma(d * scale of x, Σ q x, y) for each; with minimums then y = fma(m, scale of x * Σ x, y)
+//! blocks of 256:  y = fma(d * scale of x, Σ s Σ q x, y); with minimums then y = fma(dmin * scale of x, Σ m Σ x, y)
 //! ```
 
 use half::{bf16, f16};
 use octet_checkpoint::ElementType;
 
-use crate::activations::{ActivationView, section};
+use crate::activations::{ActivationView, Scaling};
 use crate::packed::PackedShape;
 use crate::packed_layout::{ROWS, TILE};
 use crate::portable_tiles::Codes;
 
 /// `sums [token][8]` += the rows of one panel times the tokens from `first` on, as many as there is room for.
-pub(crate) fn panel(
-    shape: &PackedShape,
-    panel: &[u8],
-    x: &ActivationView<'_>,
-    first: usize,
-    sums: &mut [[f32; ROWS]],
-) {
+pub(crate) fn panel(shape: &PackedShape, panel: &[u8], x: &ActivationView<'_>, first: usize, sums: &mut [[f32; ROWS]]) {
     for tile in 0..shape.tiles {
         let (bytes, cols) = (&panel[tile * shape.tile_bytes..], shape.tile_cols(tile));
         if is_multiplied_as_floats(shape.kind) {
@@ -35,12 +29,8 @@ pub(crate) fn panel(
             }
         } else {
             let weights = Codes::unpack(shape.kind, bytes, cols);
-            for (x, y) in x.ints(tile, first).iter().zip(sums.iter_mut()) {
-                let codes: [i32; TILE] = std::array::from_fn(|k| i32::from(x[k / 4].to_le_bytes()[k % 4] as i8));
-                let scale = f32::from_bits(x[section::SCALE]);
-                for (row, y) in y.iter_mut().enumerate() {
-                    *y = weights.row_product(row, &codes, scale, *y);
-                }
+            for (x, y) in x.ints(Scaling::of(shape.kind), tile, first).iter().zip(sums.iter_mut()) {
+                y.iter_mut().enumerate().for_each(|(row, y)| *y = weights.row_product(row, x, *y));
             }
         }
     }

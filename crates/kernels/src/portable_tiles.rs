@@ -3,10 +3,11 @@
 use half::f16;
 use octet_checkpoint::ElementType;
 
+use crate::activations::{WORDS, section};
 use crate::blocks::IQ4_LEVELS;
-use crate::packed_layout::{GROUP, ROWS, TILE, fixed_point_values, scale_bytes};
+use crate::packed_layout::{GROUP, ROWS, TILE};
 
-/// A tile of eight rows: `weight = d * scale * code + dmin * minimum`, or `weight = d of its 32 * code`.
+/// A tile of eight rows: `weight = d * scale * code + dmin * minimum`, or `weight = d * code + m` with floats of its 32.
 pub(crate) struct Codes {
     /// `[row][column]`.
     codes: [[i8; TILE]; ROWS],
@@ -15,26 +16,37 @@ pub(crate) struct Codes {
     minimums: Option<[[i32; TILE / 16]; ROWS]>,
     d: [f32; ROWS],
     dmin: [f32; ROWS],
-    /// The scales of Q8_0 and IQ4_NL, of 32 columns each.
-    float_scales: Option<[[f32; TILE / GROUP]; ROWS]>,
+    /// The scales and minimums of types with blocks of 32.
+    groups: Option<Groups>,
+}
+
+/// Floats of 32 columns each, `[row][group]`.
+#[derive(Clone, Copy)]
+struct Groups {
+    d: [[f32; TILE / GROUP]; ROWS],
+    minimums: Option<[[f32; TILE / GROUP]; ROWS]>,
 }
 
 impl Codes {
-    /// `y +` row `row` times the integers `x` and their scale.
-    pub(crate) fn row_product(&self, row: usize, x: &[i32; TILE], x_scale: f32, y: f32) -> f32 {
-        let products = |k: usize| i32::from(self.codes[row][k]) * x[k];
-        if let Some(scales) = &self.float_scales {
-            let part = scales[row].iter().enumerate().fold(0.0, |part: f32, (group, d)| {
-                d.mul_add((group * GROUP..(group + 1) * GROUP).map(products).sum::<i32>() as f32, part)
+    /// `y +` row `row` times a token's tile of activations.
+    pub(crate) fn row_product(&self, row: usize, x: &[u32; WORDS], y: f32) -> f32 {
+        let code = |k: usize| i32::from(x[k / 4].to_le_bytes()[k % 4] as i8);
+        let float = |word: usize| f32::from_bits(x[word]);
+        let products = |k: usize| i32::from(self.codes[row][k]) * code(k);
+        if let Some(groups) = &self.groups {
+            return (0..TILE / GROUP).fold(y, |y, group| {
+                let sum: i32 = (group * GROUP..(group + 1) * GROUP).map(products).sum();
+                let y = (groups.d[row][group] * float(section::GROUP_SCALES + group)).mul_add(sum as f32, y);
+                groups.minimums.map_or(y, |m| m[row][group].mul_add(float(section::GROUP_SUMS + group), y))
             });
-            return x_scale.mul_add(part, y);
         }
+        let x_scale = float(section::SCALE);
         let sum = |numbers: &[i32; TILE / 16], of: &dyn Fn(usize) -> i32| -> i32 {
             numbers.iter().enumerate().map(|(i, s)| s * (i * 16..i * 16 + 16).map(of).sum::<i32>()).sum()
         };
         let y = (self.d[row] * x_scale).mul_add(sum(&self.scales[row], &products) as f32, y);
         match &self.minimums {
-            Some(minimums) => (self.dmin[row] * x_scale).mul_add(sum(&minimums[row], &|k| x[k]) as f32, y),
+            Some(minimums) => (self.dmin[row] * x_scale).mul_add(sum(&minimums[row], &code) as f32, y),
             None => y,
         }
     }
@@ -48,12 +60,11 @@ impl Codes {
             minimums: None,
             d: [0.0; ROWS],
             dmin: [0.0; ROWS],
-            float_scales: None,
+            groups: None,
         };
         let groups = cols / GROUP;
         match kind {
-            Q4_0 | Q4_1 | Q5_0 | Q5_1 => small_blocks(kind, tile, groups, &mut out),
-            Q8_0 | IQ4_NL => scaled_blocks(kind, tile, groups, &mut out),
+            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | IQ4_NL => scaled_blocks(kind, tile, groups, &mut out),
             Q2_K => q2_k(tile, &mut out),
             Q3_K => q3_k(tile, &mut out),
             Q4_K => q4_k(tile, &mut out),
@@ -89,27 +100,25 @@ fn sixteenths(number: impl Fn(usize, usize) -> i32) -> [[i32; TILE / 16]; ROWS] 
     std::array::from_fn(|row| std::array::from_fn(|i| number(row, i)))
 }
 
-/// Scale or minimum of every row and group, and the rows' units.
-fn fixed_points(section: &[u8], groups: usize) -> ([[i32; TILE / 16]; ROWS], [f32; ROWS]) {
-    let rows: [_; ROWS] = std::array::from_fn(|row| {
-        let number = |group: usize| {
-            i16::from_le_bytes([section[(group * ROWS + row) * 2], section[(group * ROWS + row) * 2 + 1]])
-        };
-        fixed_point_values(std::array::from_fn(|group| if group < groups.max(4) { number(group) } else { 0 }))
-    });
-    (sixteenths(|row, i| i32::from(rows[row].0[i / 2])), rows.map(|(_, unit)| unit))
-}
-
-fn small_blocks(kind: ElementType, tile: &[u8], groups: usize, out: &mut Codes) {
+fn scaled_blocks(kind: ElementType, tile: &[u8], groups: usize, out: &mut Codes) {
     use ElementType::*;
-    let (section, mut rest) = tile.split_at(scale_bytes(groups));
-    (out.scales, out.d) = fixed_points(section, groups);
+    let floats = |section: &[u8]| -> [[f32; TILE / GROUP]; ROWS] {
+        let float = |row: usize, group: usize| if group < groups { half(section, row, group) } else { 0.0 };
+        std::array::from_fn(|row| std::array::from_fn(|group| float(row, group)))
+    };
+    let section_bytes = groups * ROWS * 2;
+    let (section, mut rest) = tile.split_at(section_bytes);
+    let d = floats(section);
+    let mut minimums = None;
     if matches!(kind, Q4_1 | Q5_1) {
-        let (section, after) = rest.split_at(scale_bytes(groups));
-        let (minimums, dmin) = fixed_points(section, groups);
-        (out.minimums, out.dmin, rest) = (Some(minimums), dmin, after);
+        let (section, after) = rest.split_at(section_bytes);
+        (minimums, rest) = (Some(floats(section)), after);
     }
-    let (fifth, nibbles) = rest.split_at(if matches!(kind, Q5_0 | Q5_1) { groups * 32 } else { 0 });
+    if kind == Q5_1 {
+        // Its codes are read as -16..=15, so that sums of them fit 16 bits.
+        minimums = minimums.map(|m| std::array::from_fn(|r| std::array::from_fn(|g| 16f32.mul_add(d[r][g], m[r][g]))));
+    }
+    let (fifth, bytes) = rest.split_at(if matches!(kind, Q5_0 | Q5_1) { groups * 32 } else { 0 });
     let offset = match kind {
         Q4_1 => 0,
         Q4_0 => 8,
@@ -117,20 +126,17 @@ fn small_blocks(kind: ElementType, tile: &[u8], groups: usize, out: &mut Codes) 
     };
     codes(out, groups * GROUP, |row, k| {
         let (group, i) = (k / GROUP, k % GROUP);
-        let nibble = byte(nibbles, row, group * 16 + i % 16) >> (i / 16 * 4) & 15;
-        let fifth = if fifth.is_empty() { 0 } else { byte(fifth, row, group * 4 + i % 4) >> (i / 4) & 1 };
-        (nibble | fifth << 4) as i8 - offset
+        match kind {
+            Q8_0 => byte(bytes, row, k) as i8,
+            IQ4_NL => iq4(bytes, row, k),
+            _ => {
+                let nibble = byte(bytes, row, group * 16 + i % 16) >> (i / 16 * 4) & 15;
+                let fifth = if fifth.is_empty() { 0 } else { byte(fifth, row, group * 4 + i % 4) >> (i / 4) & 1 };
+                (nibble | fifth << 4) as i8 - offset
+            }
+        }
     });
-}
-
-fn scaled_blocks(kind: ElementType, tile: &[u8], groups: usize, out: &mut Codes) {
-    let (section, bytes) = tile.split_at(groups * ROWS * 2);
-    let scale = |row: usize, group: usize| if group < groups { half(section, row, group) } else { 0.0 };
-    out.float_scales = Some(std::array::from_fn(|row| std::array::from_fn(|group| scale(row, group))));
-    codes(out, groups * GROUP, |row, k| match kind {
-        ElementType::Q8_0 => byte(bytes, row, k) as i8,
-        _ => iq4(bytes, row, k),
-    });
+    out.groups = Some(Groups { d, minimums });
 }
 
 /// Column `k` of codes in blocks of 16 bytes, low nibbles first, that stand for levels.

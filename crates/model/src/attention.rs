@@ -4,7 +4,7 @@
 
 use octet_checkpoint::LayerTensor;
 use octet_kernels::{
-    Activations, AttentionLayer, AttentionScratch, PackedMatrix, Product, RopeAngles, ThreadPool, matmul,
+    Activations, AttentionLayer, AttentionScratch, PackedMatrix, Product, Reads, RopeAngles, ThreadPool, matmul,
 };
 
 use crate::{Batch, Config, KvCache, Record};
@@ -75,7 +75,7 @@ impl Attention {
         if record.wants_inputs() {
             record.input(step.layer, LayerTensor::Wo, attended, config.q_dim());
         }
-        attended_rows.set(step.pool, attended, config.q_dim());
+        attended_rows.set(step.pool, attended, config.q_dim(), Reads::of([&self.wo]));
         matmul(step.pool, &mut [Product { w: &self.wo, x: attended_rows, y: out }]);
     }
 }

@@ -1,7 +1,9 @@
 //! The sparse feed-forward block: `y = Σ_k p_k · w2_k (silu(w1_k x) ⊙ (w3_k x))` over the experts that the router chose.
 
 use octet_checkpoint::{ExpertMatrix, LayerTensor};
-use octet_kernels::{Activations, Expert, ExpertScratch, PackedMatrix, Product, Routes, ThreadPool, matmul, swiglu};
+use octet_kernels::{
+    Activations, Expert, ExpertScratch, PackedMatrix, Product, Reads, Routes, ThreadPool, matmul, swiglu,
+};
 
 use crate::{Record, Routing};
 
@@ -79,7 +81,7 @@ fn answer(
     record.input(layer, LayerTensor::Expert(index, ExpertMatrix::W1), x, dim);
     record.input(layer, LayerTensor::Expert(index, ExpertMatrix::W3), x, dim);
     let mut rows = Activations::new();
-    rows.set(pool, x, dim);
+    rows.set(pool, x, dim, Reads::of([&expert.w1, &expert.w3]));
     let (mut gate, mut up) = (vec![0.0; n * hidden_dim], vec![0.0; n * hidden_dim]);
     matmul(
         pool,
@@ -88,7 +90,7 @@ fn answer(
     let mut hidden = vec![0.0; n * hidden_dim];
     swiglu(&gate, &up, &mut hidden);
     record.input(layer, LayerTensor::Expert(index, ExpertMatrix::W2), &hidden, hidden_dim);
-    rows.set(pool, &hidden, hidden_dim);
+    rows.set(pool, &hidden, hidden_dim, Reads::of([&expert.w2]));
     let mut y = vec![0.0; n * dim];
     matmul(pool, &mut [Product { w: &expert.w2, x: &rows, y: &mut y }]);
     y

@@ -1,7 +1,7 @@
 //! A decoder layer: `x += attention(norm(x)); x += experts(norm(x))`.
 
 use octet_checkpoint::LayerTensor;
-use octet_kernels::{Activations, ExpertScratch, PackedMatrix, add_assign, rms_norm};
+use octet_kernels::{Activations, ExpertScratch, PackedMatrix, Reads, add_assign, rms_norm};
 
 use crate::attention::{Attention, AttentionBuffers, Step};
 use crate::experts::{self, ExpertWeights};
@@ -48,7 +48,8 @@ impl Layer {
         delta.resize(x.len(), 0.0);
 
         norm_rows(x, &self.attention_norm, step.config.norm_eps, normed);
-        rows.set(step.pool, normed, dim);
+        let Attention { wq, wk, wv, .. } = &self.attention;
+        rows.set(step.pool, normed, dim, Reads::of([wq, wk, wv]));
         if record.wants_inputs() {
             for tensor in [LayerTensor::Wq, LayerTensor::Wk, LayerTensor::Wv] {
                 record.input(step.layer, tensor, normed, dim);
@@ -58,7 +59,8 @@ impl Layer {
         add_assign(x, delta);
 
         norm_rows(x, &self.ffn_norm, step.config.norm_eps, normed);
-        rows.set(step.pool, normed, dim);
+        let first = self.experts.iter().flat_map(|expert| [&expert.w1, &expert.w3]);
+        rows.set(step.pool, normed, dim, Reads::of(first.chain(&self.router)));
         self.route(step, rows, routing);
         record.routing(step.layer, routing);
         if record.wants_inputs() {

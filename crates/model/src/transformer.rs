@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use octet_checkpoint::{Checkpoint, ElementType};
-use octet_kernels::{Activations, PackedMatrix, Product, Rope, RopeAngles, ThreadPool, matmul};
+use octet_kernels::{Activations, PackedMatrix, Product, Reads, Rope, RopeAngles, ThreadPool, matmul};
 
 use crate::attention::Step;
 use crate::embedding::Embedding;
@@ -142,7 +142,7 @@ impl Transformer {
         record.head_input(wanted);
         logits.resize(batch.logit_rows.len() * self.config.vocab_size, 0.0);
         if !wanted.is_empty() {
-            wanted_rows.set(&self.pool, wanted, dim);
+            wanted_rows.set(&self.pool, wanted, dim, Reads::of([&self.output]));
             matmul(&self.pool, &mut [Product { w: &self.output, x: wanted_rows, y: logits }]);
         }
         Ok(logits)
