@@ -190,7 +190,11 @@ impl ExpertScratch {
             assert!((expert as usize) < n_experts, "expert {expert} of {n_experts}");
             self.counts[expert as usize] += 1;
         }
+        // Room for all: which experts have tokens changes from step to step, and a warm step allocates nothing.
         self.active.clear();
+        self.active.reserve(n_experts);
+        self.by_load.clear();
+        self.by_load.reserve(n_experts);
         let mut first = 0;
         for (expert, count) in self.counts.iter_mut().enumerate() {
             if *count > 0 {
@@ -206,7 +210,6 @@ impl ExpertScratch {
             self.slots[*place] = Slot { token: at / routes.per_token, weight };
             *place += 1;
         }
-        self.by_load.clear();
         self.by_load.extend(0..self.active.len());
         self.by_load.sort_unstable_by_key(|&i| (std::cmp::Reverse(self.active[i].count), i));
     }
