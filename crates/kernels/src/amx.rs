@@ -10,12 +10,14 @@
 //!
 //! Types with a float scale for 32 columns take tile products 32 columns deep instead, one for each scale.
 //!
-//! The weights of four packed panels (32 rows) and 256 columns are expanded into the first cache, eight planes of 1 KiB for each
-//! 16 rows, and multiplied by all tokens. The packed order, four columns of a row in a dword and row after row, is the one
+//! The weights of four packed panels (32 rows, a quad) and 256 columns are expanded into the first cache, eight planes of 1 KiB
+//! for each 16 rows, and multiplied by all tokens. With many tokens, the same columns of other quads come next: the tokens'
+//! activations are then read from the second cache, and from further away only once for all rows. The packed order, four columns of a row in a dword and row after row, is the one
 //! that the instruction wants of its right-hand side.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use octet_checkpoint::ElementType;
@@ -95,11 +97,11 @@ fn kernel(kind: ElementType) -> Option<Kernel> {
 
 /// A tile of four panels times tokens.
 struct Work {
-    /// The tile of each panel; one that lacks is another one's, whose sums are not used.
+    /// The tile of each panel.
     tiles: [*const u8; PANELS],
     cols: usize,
-    /// From a tile to the one to prefetch.
-    ahead: usize,
+    /// The tiles to prefetch.
+    next: [*const u8; PANELS],
     /// The tokens' blocks of activations, and behind them as many again as fill the last sixteen.
     x: *const [u32; WORDS],
     tokens: usize,
@@ -121,8 +123,8 @@ struct Scratch {
     products: [[[i32; PAIR_ROWS]; TOKENS]; 8],
 }
 
-/// `sums [token][32]` += the rows of up to four panels in `bytes` times the tokens from `first` on, as many as there is room
-/// for. Behind `bytes` lies what is to be read next.
+/// `sums [quad][token][32]` += the rows of the panels in `bytes` times `tokens` tokens from `first` on, a quad for every four
+/// panels, the last of which may lack some. Behind `bytes` lies what is to be read next.
 ///
 /// # Safety
 /// [`is_available`] must be true.
@@ -131,31 +133,45 @@ pub(crate) unsafe fn panels(
     shape: &PackedShape,
     bytes: &[u8],
     x: &ActivationView<'_>,
-    first: usize,
+    tokens: Range<usize>,
     sums: &mut [[f32; PANELS * ROWS]],
 ) {
     let n_panels = bytes.len() / shape.panel_bytes;
-    assert!((1..=PANELS).contains(&n_panels) && bytes.len() == n_panels * shape.panel_bytes);
-    assert!(first + sums.len() <= x.rows, "tokens {first} + {} of {}", sums.len(), x.rows);
+    assert!(bytes.len() == n_panels * shape.panel_bytes && sums.len() == n_panels.div_ceil(PANELS) * tokens.len());
+    assert!(tokens.end <= x.rows, "tokens {tokens:?} of {}", x.rows);
     let kernel = kernel(shape.kind).expect("the caller asked whether there is one");
     let scaling = Scaling::of(shape.kind);
     // SAFETY: zeros are a value of every field.
     let mut scratch: Scratch = unsafe { std::mem::zeroed() };
     // SAFETY: the machine has the instructions, and the system has given its permission.
     unsafe { configure(if scaling == Scaling::Groups { GROUP } else { 64 }) };
+    // One that lacks is another one's, and its sums are not used.
+    let quad_tile = |quad: usize, tile: usize| -> [*const u8; PANELS] {
+        std::array::from_fn(|p| {
+            let panel = (quad * PANELS + p).min(n_panels - 1);
+            bytes.as_ptr().wrapping_add(panel * shape.panel_bytes + tile * shape.tile_bytes)
+        })
+    };
+    let quads = n_panels.div_ceil(PANELS);
     for tile in 0..shape.tiles {
-        let at = tile * shape.tile_bytes;
-        let ahead = if tile + 1 < shape.tiles { shape.tile_bytes } else { bytes.len() - at };
-        let work = Work {
-            tiles: std::array::from_fn(|p| bytes[p.min(n_panels - 1) * shape.panel_bytes + at..].as_ptr()),
-            cols: shape.tile_cols(tile),
-            ahead,
-            x: x.padded_ints(scaling, tile, first, sums.len().next_multiple_of(TOKENS)).as_ptr(),
-            tokens: sums.len(),
-            sums: sums.as_mut_ptr(),
-        };
-        // SAFETY: tiles, activations and sums are there, and the tile registers are set up for the type.
-        unsafe { kernel(&work, &mut scratch) };
+        let x = x.padded_ints(scaling, tile, tokens.start, tokens.len().next_multiple_of(TOKENS));
+        for (quad, sums) in sums.chunks_exact_mut(tokens.len()).enumerate() {
+            let next = match (quad + 1 < quads, tile + 1 < shape.tiles) {
+                (true, _) => quad_tile(quad + 1, tile),
+                (false, true) => quad_tile(0, tile + 1),
+                (false, false) => quad_tile(0, 0).map(|panel| panel.wrapping_add(bytes.len())),
+            };
+            let work = Work {
+                tiles: quad_tile(quad, tile),
+                cols: shape.tile_cols(tile),
+                next,
+                x: x.as_ptr(),
+                tokens: tokens.len(),
+                sums: sums.as_mut_ptr(),
+            };
+            // SAFETY: tiles, activations and sums are there, and the tile registers are set up for the type.
+            unsafe { kernel(&work, &mut scratch) };
+        }
     }
     // SAFETY: the machine has the instruction.
     unsafe { asm!("tilerelease", options(nostack)) };
@@ -233,6 +249,7 @@ unsafe fn floats_side_by_side(a: __m256, b: __m256) -> __m512 {
 unsafe fn expand<F: Format>(work: &Work, pair: usize, out: &mut Scratch) {
     let groups = work.cols / GROUP;
     let tiles = [work.tiles[2 * pair], work.tiles[2 * pair + 1]];
+    let next = [work.next[2 * pair], work.next[2 * pair + 1]];
     // SAFETY: the caller's promise, see `multiply`; the planes have 64 vectors.
     unsafe {
         let (a, b) = (F::new(tiles[0], groups), F::new(tiles[1], groups));
@@ -241,7 +258,7 @@ unsafe fn expand<F: Format>(work: &Work, pair: usize, out: &mut Scratch) {
         for group in 0..groups {
             let lines = F::BYTES.div_ceil(64);
             for line in group * lines / 8..(group + 1) * lines / 8 {
-                tiles.iter().for_each(|tile| prefetch(tile.wrapping_add(work.ahead + line * 64)));
+                next.iter().for_each(|tile| prefetch(tile.wrapping_add(line * 64)));
             }
             let (codes_a, codes_b) = (a.group(group), b.group(group));
             let mut scale = _mm512_setzero_si512();

@@ -21,6 +21,17 @@ const ITEMS_PER_THREAD: usize = 8;
 /// From this many tokens on AMX is faster: below, expanding its operands costs more than it saves.
 #[cfg(target_arch = "x86_64")]
 const AMX_FROM_TOKENS: usize = 5;
+/// From more tokens on than this, AMX takes all panels of a work item at once, tile by tile: fewer tokens stay in the second
+/// cache anyway, and panels that are read through one after the other are read faster.
+#[cfg(target_arch = "x86_64")]
+const MANY_TOKENS: usize = 32;
+
+#[cfg(target_arch = "x86_64")]
+thread_local! {
+    /// Sums of AMX, `[quad][token][32]`: 256 KiB for 256 rows and tokens.
+    static SUMS: std::cell::RefCell<Vec<[f32; STREAMS * ROWS]>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
 /// Up to this many tokens a kernel is bound by memory, and takes several panels at once.
 const FEW_TOKENS: usize = 8;
 
@@ -116,7 +127,7 @@ pub(crate) fn for_each_sum(
     mut each: impl FnMut(usize, usize, &[f32; ROWS]),
 ) {
     let way = Way::of(instructions, w, tokens.len());
-    let at_once = if way.takes_all_panels() || tokens.len() <= FEW_TOKENS { STREAMS } else { 1 };
+    let at_once = way.panels_at_once(panels.len(), tokens.len());
     for first_token in tokens.clone().step_by(TOKEN_TILE) {
         let tokens = (tokens.end - first_token).min(TOKEN_TILE);
         for first in panels.clone().step_by(at_once) {
@@ -155,15 +166,19 @@ impl Way {
         Way::Portable
     }
 
-    fn takes_all_panels(self) -> bool {
+    /// How many of `panels` panels to multiply at once by `tokens` tokens.
+    fn panels_at_once(self, panels: usize, tokens: usize) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Way::Amx => true,
-            _ => false,
+            Way::Amx if tokens > MANY_TOKENS => panels.max(1),
+            #[cfg(target_arch = "x86_64")]
+            Way::Amx => STREAMS,
+            _ if tokens <= FEW_TOKENS => STREAMS,
+            _ => 1,
         }
     }
 
-    /// Multiplies panels `panels`, at most [`STREAMS`], by at most [`TOKEN_TILE`] tokens.
+    /// Multiplies panels `panels`, as many as [`panels_at_once`](Way::panels_at_once) says, by at most [`TOKEN_TILE`] tokens.
     fn products(
         self,
         w: &PackedMatrix,
@@ -178,12 +193,18 @@ impl Way {
             #[cfg(target_arch = "x86_64")]
             Way::Amx if shape.tiles > 0 => {
                 const { assert!(crate::amx::PANELS == STREAMS) };
-                let mut sums = [[0.0; STREAMS * ROWS]; TOKEN_TILE];
-                // SAFETY: `Way::of` has seen that the machine has the instructions.
-                unsafe { crate::amx::panels(shape, bytes, x, tokens.start, &mut sums[..n_tokens]) };
-                for (token, sums) in tokens.zip(&sums) {
-                    panels.clone().zip(sums.as_chunks().0).for_each(|(panel, sums)| each(panel, token, sums));
-                }
+                SUMS.with_borrow_mut(|sums| {
+                    sums.clear();
+                    sums.resize(panels.len().div_ceil(STREAMS) * n_tokens, [0.0; STREAMS * ROWS]);
+                    // SAFETY: `Way::of` has seen that the machine has the instructions.
+                    unsafe { crate::amx::panels(shape, bytes, x, tokens.clone(), sums) };
+                    for (panel, at) in panels.zip(0..) {
+                        let of_quad = &sums[at / STREAMS * n_tokens..][..n_tokens];
+                        for (token, sums) in tokens.clone().zip(of_quad) {
+                            each(panel, token, &sums.as_chunks().0[at % STREAMS]);
+                        }
+                    }
+                });
             }
             _ => {
                 let mut sums = [[0.0; ROWS]; TOKEN_TILE];
