@@ -4,13 +4,16 @@ CARGO ?= cargo
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit docs bench clean-demo
+.PHONY: help demo recipe test lint unit docs bench clean-demo
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Build a real mixture of experts out of a small model and ask it a question
 	@CARGO="$(CARGO)" PYTHON="$(PYTHON)" tools/demo
+
+recipe: ## Train the demo's model on real text, then SFT, then DPO: make recipe [MINUTES=150]
+	@CARGO="$(CARGO)" PYTHON="$(PYTHON)" MINUTES="$(MINUTES)" tools/recipe
 
 # The test runner comes last, so that its summary is the last thing on the screen.
 test: lint docs unit ## Run every check and every test

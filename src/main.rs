@@ -14,6 +14,7 @@ mod checksums;
 mod compare;
 mod convert;
 mod experts_view;
+mod finetune;
 mod float_types;
 mod footprint;
 mod format;
@@ -73,6 +74,8 @@ enum Command {
     Upcycle(upcycle::Args),
     /// Fold an adapter into a model's weights
     Merge(merge::Args),
+    /// Learn from texts, conversations or preferences
+    Finetune(finetune::Args),
     /// Show the tokens of a text
     Tokenize(tokenize::Args),
     /// Show the prompt that a conversation becomes
@@ -105,6 +108,7 @@ fn main() -> ExitCode {
         Command::Quantize(args) => quantize::run(args),
         Command::Upcycle(args) => upcycle::run(args),
         Command::Merge(args) => merge::run(args),
+        Command::Finetune(args) => finetune::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Render(args) => render::run(args),
         Command::Logits(args) => logits::run(args),

@@ -125,7 +125,7 @@ fn rate(begun: &Begun, done: u64) -> f64 {
 }
 
 /// Hours, minutes and seconds, as coarse as fits: `2 h 5 min`, `5 min`, `40 s`.
-fn clock(time: Duration) -> String {
+pub fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     match (seconds / 3600, seconds / 60 % 60) {
         (0, 0) => format!("{seconds} s"),

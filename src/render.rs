@@ -1,6 +1,6 @@
 //! `octet render`: the prompt that a conversation becomes, with its ids.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use octet_tokenizer::{ChatFormat, Conversation, Message, Tokenizer};
@@ -35,7 +35,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let tokenizer = Tokenizer::open(&args.model)?;
-    let format = format(&tokenizer, &args)?;
+    let format = chosen_format(&tokenizer, args.format.as_deref(), args.template.as_deref())?;
     let prompt = format.render(&conversation(&args)?)?;
     if args.json {
         return stdout::print(&(serde_json::to_string(&prompt)? + "\n"));
@@ -43,8 +43,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     stdout::print(&format!("{}\n\n{}", prompt.text, table(&tokenizer, &prompt.ids)))
 }
 
-fn format(tokenizer: &Tokenizer, args: &Args) -> anyhow::Result<ChatFormat> {
-    match (&args.format, &args.template) {
+/// The format that `--format` or `--template` chooses, else the model's own.
+pub fn chosen_format(tokenizer: &Tokenizer, name: Option<&str>, template: Option<&Path>) -> anyhow::Result<ChatFormat> {
+    match (name, template) {
         (Some(name), _) => match ChatFormat::named(tokenizer, name) {
             Some(format) => Ok(format),
             None => bail!("--format {name} is none of {}", ChatFormat::NAMES.join(", ")),

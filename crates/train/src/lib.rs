@@ -25,6 +25,21 @@ mod norm;
 mod preference;
 mod router;
 
+mod run_error;
+mod tuned;
+
+pub mod adamw;
+pub mod curve;
+pub mod dataset;
+pub mod learner;
+pub mod packing;
+pub mod sample;
+pub mod schedule;
+pub mod snapshot;
+pub mod task;
+pub mod tensorboard;
+pub mod trainer;
+
 pub use adapter::{Adapter, LowRank};
 pub use batch::Batch;
 pub use error::Error;
@@ -32,3 +47,5 @@ pub use lora::{LoraOptions, LoraTarget};
 pub use model::{AdapterUse, LossReport, Model, StepOptions, Trained};
 pub use parameters::{Gradients, Parameter, ParameterName, Parameters};
 pub use preference::{Preference, PreferenceLoss, PreferenceOptions};
+pub use run_error::RunError;
+pub use tuned::Tuned;

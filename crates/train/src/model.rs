@@ -180,6 +180,21 @@ impl Model {
         self.run(batch, options, AdapterUse::On, Some((Objective::CrossEntropy(1.0 / divisor), gradients)))
     }
 
+    /// A loss that depends on the samples' log-probabilities: adds its gradient. `slopes` gives, from the log-probability of
+    /// each sample, the loss's derivative by it.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary.
+    pub fn objective_and_gradients(
+        &self,
+        batch: &Batch,
+        options: &StepOptions,
+        slopes: &mut dyn FnMut(&[f64]) -> Vec<f64>,
+        gradients: &mut Gradients,
+    ) -> Result<LossReport, Error> {
+        self.run(batch, options, AdapterUse::On, Some((Objective::OfSamples(slopes), gradients)))
+    }
+
     /// Compares pairs and adds the gradient of their mean loss. The samples of the batch are chosen, rejected, chosen, ...
     /// and so are the reference's log-probabilities.
     ///

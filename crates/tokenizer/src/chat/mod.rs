@@ -46,6 +46,15 @@ pub struct Prompt {
     pub text: String,
 }
 
+/// What stands at a conversation's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// The beginning of the next assistant turn.
+    Prompt,
+    /// Nothing: all has been said.
+    Whole,
+}
+
 /// ChatML: every turn between `<|im_start|>` and `<|im_end|>`.
 const CHATML: &str = "{% for message in messages %}\
     {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}\
@@ -119,6 +128,17 @@ impl ChatFormat {
     /// Roles never fail: what a format cannot take as it is, is folded (docs/text.md). Errors: tools in a format that
     /// has none, a template that fails or refuses the folded conversation too.
     pub fn render(&self, conversation: &Conversation) -> Result<Prompt, Error> {
+        self.write(conversation, Ending::Prompt)
+    }
+
+    /// Writes the conversation as it stands once its last turn has been said: what a model is trained on.
+    ///
+    /// The same as [`Self::render`], but asks for no next turn. Errors: as there.
+    pub fn render_whole(&self, conversation: &Conversation) -> Result<Prompt, Error> {
+        self.write(conversation, Ending::Whole)
+    }
+
+    fn write(&self, conversation: &Conversation, ending: Ending) -> Result<Prompt, Error> {
         match &self.form {
             Form::Instruct(version) => {
                 let ids = instruct::render(*version, &self.tokenizer, conversation)?;
@@ -127,7 +147,7 @@ impl ChatFormat {
             }
             Form::Template { default, with_tools, .. } => {
                 let template = with_tools.as_ref().filter(|_| !conversation.tools.is_empty()).unwrap_or(default);
-                template.render(&self.tokenizer, conversation)
+                template.render(&self.tokenizer, conversation, ending)
             }
         }
     }

@@ -8,7 +8,7 @@
 use super::conversation::{Conversation, Message, Role, Tool};
 use super::fold::{Folded, fold};
 use super::shield::{Shield, free_character};
-use super::{date, python_json};
+use super::{Ending, date, python_json};
 use crate::tokenizer::Spaces;
 use crate::{Error, Prompt, Tokenizer};
 use minijinja::syntax::SyntaxConfig;
@@ -58,22 +58,28 @@ impl Template {
 
     /// Writes the prompt. A conversation that the template refuses is offered again folded: first with one system
     /// message in front, then with the system text inside the first user turn.
-    pub(crate) fn render(&self, tokenizer: &Tokenizer, conversation: &Conversation) -> Result<Prompt, Error> {
-        let refusal = match self.attempt(tokenizer, &conversation.messages, &conversation.tools) {
+    pub(super) fn render(
+        &self,
+        tokenizer: &Tokenizer,
+        conversation: &Conversation,
+        ending: Ending,
+    ) -> Result<Prompt, Error> {
+        let attempt = |messages: &[Message]| self.attempt(tokenizer, messages, &conversation.tools, ending);
+        let refusal = match attempt(&conversation.messages) {
             Err(Failure::Refused(refusal)) => refusal,
             outcome => return outcome.map_err(|failure| self.error(failure)),
         };
         let Folded { system, mut turns } = fold(conversation);
         let with_system: Vec<Message> =
             system.iter().map(|text| Message::system(text.as_str())).chain(turns.iter().cloned()).collect();
-        if let Ok(prompt) = self.attempt(tokenizer, &with_system, &conversation.tools) {
+        if let Ok(prompt) = attempt(&with_system) {
             return Ok(prompt);
         }
         if let (Some(system), Some(first)) = (system, turns.first_mut()) {
             first.content = format!("{system}\n\n{}", first.content);
         }
         // What the template said of the conversation as it was given tells the user most.
-        self.attempt(tokenizer, &turns, &conversation.tools).map_err(|_| self.error(Failure::Refused(refusal)))
+        attempt(&turns).map_err(|_| self.error(Failure::Refused(refusal)))
     }
 
     fn error(&self, failure: Failure) -> Error {
@@ -84,7 +90,13 @@ impl Template {
         Error::Template { path: self.path.clone(), problem }
     }
 
-    fn attempt(&self, tokenizer: &Tokenizer, messages: &[Message], tools: &[Tool]) -> Result<Prompt, Failure> {
+    fn attempt(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        tools: &[Tool],
+        ending: Ending,
+    ) -> Result<Prompt, Failure> {
         let parts = tokenizer.parts();
         let messages_json = json!(messages).to_string();
         let tools_json = json!(tools).to_string();
@@ -105,7 +117,7 @@ impl Template {
                 message_json(message, &shield, cut.filter(|_| is_cut))
             }).collect::<Vec<_>>(),
             "tools": if tools.is_empty() { Value::Null } else { tools_value(tools, &shield) },
-            "add_generation_prompt": prefix.is_none(),
+            "add_generation_prompt": prefix.is_none() && ending == Ending::Prompt,
             "bos_token": name_of(tokenizer, tokenizer.bos()),
             "eos_token": name_of(tokenizer, tokenizer.eos()),
             "unk_token": name_of(tokenizer, parts.specials.unknown),

@@ -1,0 +1,215 @@
+//! `octet finetune` from end to end, on a tiny mixture of experts: it learns, it goes on after being killed, and it says what
+//! is wrong.
+
+mod scratch;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use scratch::{Scratch, octet, octet_reading, text};
+use serde_json::{Value, json};
+
+/// The reference model with a tokenizer whose tokens are bytes, and ChatML's two.
+fn model(scratch: &Scratch) -> PathBuf {
+    let folder = scratch.copy_of("mixtral-8x2", "model");
+    scratch.file("model/tokenizer.json", bytes_tokenizer().to_string());
+    folder
+}
+
+/// GPT-2's byte alphabet: printable Latin-1 stands for itself, the rest for 256 and on.
+fn bytes_tokenizer() -> Value {
+    let is_plain = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
+    let mut other = 256..;
+    let letters = (0..256).map(|b| if is_plain(b) { b } else { other.next().unwrap() });
+    let letters: Vec<String> = letters.map(|c| char::from_u32(c).unwrap().to_string()).collect();
+    let vocabulary: serde_json::Map<String, Value> =
+        letters.into_iter().enumerate().map(|(id, letter)| (letter, json!(id))).collect();
+    let special = |id: u32, name: &str| json!({"id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    json!({
+        "version": "1.0", "added_tokens": [special(256, "<|im_start|>"), special(257, "<|im_end|>")],
+        "normalizer": null, "pre_tokenizer": byte_level, "decoder": byte_level,
+        "post_processor": null,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocabulary, "merges": []},
+    })
+}
+
+/// Conversations in which a letter is asked and the next one answered.
+fn letters(scratch: &Scratch) -> PathBuf {
+    let line = |i: u8| {
+        let (asked, answer) = ((b'a' + i % 25) as char, (b'a' + i % 25 + 1) as char);
+        let messages = json!([{"role": "user", "content": asked.to_string()},
+                              {"role": "assistant", "content": answer.to_string().repeat(1 + i as usize % 3)}]);
+        json!({"messages": messages}).to_string() + "\n"
+    };
+    scratch.file("letters.jsonl", (0..40).map(line).collect::<String>())
+}
+
+const RUN: [&str; 16] = [
+    "--targets",
+    "attention,experts,router",
+    "--rate",
+    "0.01",
+    "--batch",
+    "8",
+    "--steps",
+    "12",
+    "--save-every",
+    "3",
+    "--seed",
+    "7",
+    "--pass-tokens",
+    "100",
+    "--threads",
+    "2",
+];
+
+fn finetune(model: &Path, data: &Path, out: &Path, more: &[&str]) -> scratch::Outcome {
+    octet(["finetune", text(model), text(data), "--out", text(out)].into_iter().chain(RUN).chain(more.iter().copied()))
+}
+
+/// `(step, loss)` of each step, the loss as it stands in the file.
+fn losses(out: &Path) -> Vec<(u64, String)> {
+    let lines = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let entries = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let steps = entries.filter(|entry| entry.get("loss").is_some());
+    steps.map(|entry| (entry["step"].as_u64().unwrap(), entry["loss"].to_string())).collect()
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_losses() {
+    let scratch = Scratch::new();
+    let (model, data) = (model(&scratch), letters(&scratch));
+    let whole = scratch.path("whole");
+    finetune(&model, &data, &whole, &[]).succeeded();
+    let expected = losses(&whole);
+    assert_eq!(expected.len(), 12);
+    let (first, last): (f64, f64) = (expected[0].1.parse().unwrap(), expected[11].1.parse().unwrap());
+    assert!(last < 0.7 * first, "the loss went from {first} to {last}");
+
+    // Killed, with no chance to tidy up, as soon as it says that step 7 is done.
+    let killed = scratch.path("killed");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_octet"))
+        .args(["finetune", text(&model), text(&data), "--out", text(&killed)])
+        .args(RUN)
+        .stderr(Stdio::piped())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let seventh = said.take_while(|line| !line.contains("step 7 of 12")).count();
+    assert!(seventh >= 6, "only {seventh} lines before step 7");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    finetune(&model, &data, &killed, &["--resume"]).succeeded();
+    assert_eq!(losses(&killed), expected);
+    let adapter = |out: &Path| std::fs::read(out.join("adapter_model.safetensors")).unwrap();
+    assert!(adapter(&whole) == adapter(&killed), "the adapters differ");
+
+    // What was trained can be asked, and is as good as the run said.
+    let report = octet(["finetune", text(&model), text(&data), "--evaluate", "--adapter", text(&whole)]).succeeded();
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let untrained = octet(["finetune", text(&model), text(&data), "--evaluate"]).succeeded();
+    let untrained: Value = serde_json::from_str(&untrained).unwrap();
+    assert!(report["loss"].as_f64().unwrap() < 0.7 * untrained["loss"].as_f64().unwrap(), "{report} {untrained}");
+    assert_eq!(report["expert_load"].as_array().unwrap().len(), 8);
+
+    let other = scratch.file("other.jsonl", "{\"text\": \"abc\"}\n");
+    finetune(&model, &other, &killed, &["--resume"]).refused_naming(&["another model, data or settings"]);
+    finetune(&model, &data, &killed, &[]).refused_naming(&["is there already", "--resume"]);
+}
+
+#[test]
+fn ctrl_c_ends_the_step_and_keeps_it() {
+    let scratch = Scratch::new();
+    let (model, data, out) = (model(&scratch), letters(&scratch), scratch.path("out"));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_octet"))
+        .args(["finetune", text(&model), text(&data), "--out", text(&out), "--steps", "100000", "--batch", "4"])
+        .stderr(Stdio::piped())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(said.any(|line| line.contains("step 3 of 100000")));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let rest: Vec<String> = said.collect();
+    assert!(child.wait().unwrap().success(), "{rest:?}");
+    let end = rest.iter().find(|line| line.contains("stopped after step")).unwrap_or_else(|| panic!("{rest:?}"));
+    assert!(end.contains("--resume"), "{end}");
+    assert_eq!(std::fs::read_dir(out.join("snapshots")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_run_that_diverges_stops_and_names_step_and_rows() {
+    let scratch = Scratch::new();
+    let (model, data, out) = (model(&scratch), letters(&scratch), scratch.path("out"));
+    let arguments = ["finetune", text(&model), text(&data), "--out", text(&out), "--rate", "1e30", "--save-every", "1"];
+    let outcome = octet(arguments.into_iter().chain(["--warmup", "0", "--batch", "20", "--epochs", "3"]));
+    let (stderr, code) = (outcome.stderr(), outcome.output.status.code());
+    assert_eq!(code, Some(1), "{stderr}");
+    let last = stderr.lines().last().unwrap();
+    assert!(last.contains("of step 2 is") && last.contains("letters.jsonl, line "), "{last}");
+    assert!(out.join("snapshots/step-000000001/state.json").is_file());
+}
+
+#[test]
+fn preferences_and_all_weights_are_learned() {
+    let scratch = Scratch::new();
+    let model = model(&scratch);
+    let pair = |i: u8| {
+        let answer = |c: u8| ((b'a' + c % 26) as char).to_string();
+        json!({"prompt": answer(i), "chosen": answer(i + 1), "rejected": answer(i + 7)}).to_string() + "\n"
+    };
+    let data = scratch.file("pairs.jsonl", (0..16).map(pair).collect::<String>());
+    let out = scratch.path("out");
+    let arguments =
+        ["finetune", text(&model), text(&data), "--out", text(&out), "--all", "--rate", "0.003", "--steps", "8"];
+    let more = ["--batch", "8", "--eval", text(&data), "--eval-every", "4"];
+    octet(arguments.into_iter().chain(more)).succeeded();
+    let lines = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    // Before the first step policy and reference are the same.
+    assert!((first["loss"].as_f64().unwrap() - std::f64::consts::LN_2).abs() < 1e-6, "{first}");
+    let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert!(last["eval_loss"].as_f64().unwrap() < 0.6 && last["eval_accuracy"].as_f64().unwrap() > 0.9, "{last}");
+    assert!(std::fs::read_to_string(out.join("curve.svg")).unwrap().starts_with("<svg"));
+    octet(["verify", text(&out.join("model"))]).succeeded();
+    let tokens = octet(["tokenize", text(&out.join("model")), "ab"]).succeeded();
+    assert!(tokens.contains("97"), "{tokens}");
+}
+
+#[test]
+fn what_would_be_learned_is_shown_and_what_is_wrong_is_named() {
+    let scratch = Scratch::new();
+    let (model, data) = (model(&scratch), letters(&scratch));
+    let report = octet(["finetune", text(&model), text(&data), "--check"]).succeeded();
+    for part in ["40 conversations", "chatml", "⟦b<|im_end|>⟧", "letters.jsonl, line 1"] {
+        assert!(report.contains(part), "{report}\nshould contain {part}");
+    }
+    let check = |lines: &str| octet_reading(lines, ["finetune", text(&model), "-", "--check"]);
+    let wrong = check("{\"text\": \"ok\"}\n{\"instruction\": \"x\"}\n");
+    assert!(!wrong.output.status.success());
+    assert!(wrong.stdout().contains("1 wrong"), "{}", wrong.stdout());
+    assert!(wrong.stderr().contains("standard input, line 2: needs `messages`"), "{}", wrong.stderr());
+    let out = scratch.path("out");
+    let refused = |lines: &str, more: &[&str]| {
+        let data = scratch.file("bad.jsonl", lines);
+        let outcome = finetune(&model, &data, &out, more);
+        assert!(!out.exists(), "nothing is to be left behind");
+        outcome.refused()
+    };
+    let long = json!({"prompt": "a".repeat(50), "completion": "b"}).to_string();
+    for (lines, more, words) in [
+        ("", vec![], vec!["bad.jsonl", "is empty"]),
+        ("{\"text\": \"ok\"}\nnonsense\n", vec![], vec!["bad.jsonl, line 2", "is not JSON"]),
+        ("{\"text\": \"ok\"}\n", vec!["--method", "dpo"], vec!["line 1: is plain text", "`rejected`"]),
+        (&long, vec!["--max-length", "20"], vec!["line 1: has 7", "--too-long"]),
+        (&long, vec!["--max-length", "20", "--too-long", "drop"], vec!["holds nothing to learn"]),
+        ("{\"text\": \"ok\"}\n", vec!["--warmup", "2"], vec!["--warmup"]),
+    ] {
+        let line = refused(lines, &more);
+        words.iter().for_each(|word| assert!(line.contains(word), "{line}\nshould name {word}"));
+    }
+}
