@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo recipe test lint unit docs bench clean-demo
+.PHONY: help demo recipe test lint unit clients docs bench clean-demo
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ recipe: ## Train the demo's model on real text, then SFT, then DPO: make recipe 
 	@CARGO="$(CARGO)" PYTHON="$(PYTHON)" MINUTES="$(MINUTES)" tools/recipe
 
 # The test runner comes last, so that its summary is the last thing on the screen.
-test: lint docs unit ## Run every check and every test
+test: lint docs unit clients ## Run every check and every test
 
 lint: ## Check the format, and clippy with warnings denied
 	$(CARGO) fmt --all --check
@@ -33,6 +33,10 @@ unit: ## Run unit, golden, property, command-line and tidy tests
 	else \
 		set -x; $(CARGO) test --locked --workspace --lib --bins --tests --no-fail-fast; \
 	fi
+
+clients: ## Run the official clients of four APIs against the server, with a real small model
+	$(CARGO) build --locked
+	PYTHON="$(PYTHON)" tests/clients/run
 
 bench: ## Measure speed: make bench MODEL=file.gguf [PEERS="--peer NAME=path/to/llama-bench"]
 	@test -n "$(MODEL)" || { echo 'make bench: name a model, as in: make bench MODEL=demo/model.gguf' >&2; exit 2; }

@@ -12,6 +12,7 @@ use octet_checkpoint::Checkpoint;
 use octet_kernels::KvType;
 use octet_model::{LoadOptions, Transformer};
 
+use crate::load::LoadArgs;
 use crate::model_options::kv_type;
 use crate::progress::Progress;
 use crate::stdout;
@@ -31,7 +32,10 @@ use row::{Limits, Row};
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder or file of the checkpoint
-    model: PathBuf,
+    #[arg(required_unless_present = "server")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    load: LoadArgs,
     /// Tokens of a prompt; several as 64,512; 0 for no such test
     #[arg(short = 'p', long, value_delimiter = ',', default_value = "512")]
     n_prompt: Vec<usize>,
@@ -94,15 +98,18 @@ pub fn spelled_as_ours(line: impl IntoIterator<Item = OsString>) -> Vec<OsString
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    let Some(path) = &args.model else {
+        return crate::load::run(&args.load, args.load.server.as_deref().unwrap_or_default(), args.json);
+    };
     args.check()?;
-    let checkpoint = Arc::new(Checkpoint::open(&args.model)?);
+    let checkpoint = Arc::new(Checkpoint::open(path)?);
     let mut rows = Vec::new();
     for threads in args.thread_counts() {
         let model = load(&checkpoint, threads)?;
         let limits = Limits::of(model.pool());
         for setting in args.settings(model.config().num_experts_per_tok) {
             let samples = measure::run(&model, &setting)?;
-            let row = Row::new(&args.model, &checkpoint, &model, &setting, &limits, &samples);
+            let row = Row::new(path, &checkpoint, &model, &setting, &limits, &samples);
             if !args.json {
                 row::print(&row, rows.is_empty())?;
             }

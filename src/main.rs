@@ -22,6 +22,7 @@ mod generate;
 mod gradients;
 mod importance;
 mod inspect;
+mod load;
 mod logits;
 mod machine;
 mod merge;
@@ -35,6 +36,7 @@ mod random_weights;
 mod recode;
 mod render;
 mod sampling_options;
+mod serve;
 mod stdout;
 mod synth;
 mod tensor_file;
@@ -60,6 +62,8 @@ enum Command {
     Generate(generate::Args),
     /// Talk with a model in the terminal
     Chat(chat::Args),
+    /// Serve models over HTTP, in the words of OpenAI, Mistral, Ollama and Anthropic
+    Serve(serve::Args),
     /// Tell what a model is, how large, and whether it fits this machine
     Inspect(inspect::Args),
     /// Check that every tensor is there, of the right shape, and finite; and checksums
@@ -101,6 +105,7 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Plan(args) => plan::run(args),

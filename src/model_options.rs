@@ -85,7 +85,8 @@ pub fn kv_type(name: &str) -> Result<KvType, String> {
     }
 }
 
-fn quantized_type(name: &str) -> Result<ElementType, String> {
+/// Reads a type that weights can be quantized to.
+pub fn quantized_type(name: &str) -> Result<ElementType, String> {
     let known = ElementType::from_name(name).filter(|t| octet_kernels::quantize::is_writable(*t));
     known.ok_or_else(|| "not a type that can be written; try Q8_0, Q6_K, Q5_K, Q4_K, Q4_0, Q3_K or Q2_K".into())
 }

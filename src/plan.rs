@@ -93,7 +93,45 @@ struct Speed {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let (params, checkpoint) = footprint::read(&args.model)?;
+    let is_json = args.json;
+    let read = footprint::read(&args.model)?;
+    let report = report(args, read);
+    if is_json { stdout::print_json(&report) } else { stdout::print(&describe(&report)) }
+}
+
+/// The same for a request in JSON: `model` is a path or a shape's name, such as mixtral-8x7b, the others as on the command line.
+///
+/// # Errors
+/// A field that is wrong, or a model that cannot be read.
+pub fn report_of(request: serde_json::Value) -> anyhow::Result<serde_json::Value> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Asked {
+        model: PathBuf,
+        quantize: Option<String>,
+        context: Option<u32>,
+        kv: Option<String>,
+        users: Option<u32>,
+    }
+    let asked: Asked = serde_json::from_value(request)?;
+    let wrong = anyhow::Error::msg;
+    let args = Args {
+        quantize: asked.quantize.as_deref().map(crate::type_choice::mix).transpose().map_err(wrong)?,
+        context: asked.context.filter(|&n| n > 0),
+        kv: kv_type(asked.kv.as_deref().unwrap_or("f16")).map_err(wrong)?,
+        users: asked.users.unwrap_or(1).clamp(1, 4096),
+        threads: None,
+        json: true,
+        model: asked.model,
+    };
+    let read = match args.model.to_str().and_then(crate::synth::params_of) {
+        Some(params) => (params, None),
+        None => footprint::read(&args.model)?,
+    };
+    Ok(serde_json::to_value(report(args, read))?)
+}
+
+fn report(args: Args, (params, checkpoint): (Params, Option<Checkpoint>)) -> Report {
     let stored = |name| checkpoint.as_ref().and_then(|c| c.find(name)).map_or(ElementType::BF16, |t| t.element_type());
     let element_type = |name| args.quantize.map_or_else(|| stored(name), |mix| mix.element_type(name, &params));
     let threads = args.threads.map_or_else(octet_kernels::cpu::available_threads, usize::from);
@@ -104,7 +142,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         chunk: OpenOptions::default().chunk,
     };
     let memory = machine::memory();
-    let report = Report {
+    Report {
         model: args.model,
         quantize: args.quantize.map(|mix| mix.name().to_owned()),
         users: usage.users,
@@ -113,8 +151,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         memory,
         fit: fit(&params, element_type, &usage, memory),
         speed: speed(&params, element_type, &usage, &ThreadPool::new(threads)),
-    };
-    if args.json { stdout::print_json(&report) } else { stdout::print(&describe(&report)) }
+    }
 }
 
 /// Refuses to load what will not fit; says so where it fits, but not with its whole context.

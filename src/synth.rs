@@ -148,6 +148,11 @@ impl Shape {
     }
 }
 
+/// The shape of a known model; `None` for other names.
+pub fn params_of(name: &str) -> Option<Params> {
+    shape(name).ok().map(|shape| shape.params())
+}
+
 fn shape(name: &str) -> Result<Shape, String> {
     let names = || SHAPES.map(|shape| shape.name).join(", ");
     SHAPES.into_iter().find(|shape| shape.name == name).ok_or_else(|| format!("there are {}", names()))

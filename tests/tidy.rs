@@ -24,6 +24,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("model", &["checkpoint", "kernels"]),
     ("engine", &["checkpoint", "tokenizer", "kernels", "model"]),
     ("train", &["checkpoint", "tokenizer", "kernels", "model", "engine"]),
+    ("server", &["tokenizer", "engine"]),
 ];
 
 /// Source files that may hold `unsafe`, by the start of their path. The last ones count what is allocated.

@@ -1,0 +1,223 @@
+//! From the engine's events to the pieces of an answer: calls of tools are taken out of the text, and what it all took is
+//! counted.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use octet_engine::Routed;
+use octet_tokenizer::ToolCall;
+use serde_json::{Value, json};
+
+use crate::ask::{Ask, Calls};
+use crate::bridge::{Event, Events, Running};
+use crate::messages::ToolChoice;
+use crate::piece::{End, Piece, Usage};
+use crate::refusal::Refusal;
+use crate::tool_calls::{CallParser, Found};
+use crate::track::Track;
+
+/// An answer that is being written. Dropping it ends it, wherever it is.
+pub struct Answer {
+    events: Events,
+    /// Ends the engine's part when dropped.
+    _running: Running,
+    track: Track,
+    choices: Vec<State>,
+    calls: Option<Calls>,
+    /// Tokens read of each prompt.
+    read: Vec<usize>,
+    prompt_tokens: usize,
+    usage: Usage,
+    last_token: Option<Instant>,
+    ready: VecDeque<Piece>,
+    is_over: bool,
+}
+
+#[derive(Default)]
+struct State {
+    parser: Option<CallParser>,
+    n_calls: usize,
+    has_ended: bool,
+}
+
+impl Answer {
+    /// The answer to `ask`, of which `running` sends `events`.
+    pub fn new(ask: &Ask, events: Events, running: Running, track: Track) -> Answer {
+        let parser = |calls: &Calls| match calls.choice {
+            ToolChoice::Required | ToolChoice::Named(_) => CallParser::forced(calls.style),
+            ToolChoice::Auto | ToolChoice::None => CallParser::new(calls.style),
+        };
+        let state = |_| State { parser: ask.calls.as_ref().map(parser), ..State::default() };
+        Answer {
+            events,
+            _running: running,
+            track,
+            choices: (0..ask.choices()).map(state).collect(),
+            calls: ask.calls.clone(),
+            read: vec![0; ask.prompts.len()],
+            prompt_tokens: ask.prompts.iter().map(Vec::len).sum(),
+            usage: Usage::default(),
+            last_token: None,
+            ready: VecDeque::new(),
+            is_over: false,
+        }
+    }
+
+    /// How many choices it has.
+    pub fn choices(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// Tokens of all prompts.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// The next piece; `None` after the last, which is [`Piece::Done`] or [`Piece::Failed`].
+    pub async fn next(&mut self) -> Option<Piece> {
+        loop {
+            if let Some(piece) = self.ready.pop_front() {
+                return Some(piece);
+            }
+            if self.is_over {
+                return None;
+            }
+            match self.events.recv().await {
+                Some((choice, event)) => self.take(choice, event),
+                None => self.fail(Refusal::internal("the engine stopped; the server's log tells why")),
+            }
+        }
+    }
+
+    /// A piece that is there already.
+    pub fn next_now(&mut self) -> Option<Piece> {
+        while self.ready.is_empty() && !self.is_over {
+            let (choice, event) = self.events.try_recv().ok()?;
+            self.take(choice, event);
+        }
+        self.ready.pop_front()
+    }
+
+    fn take(&mut self, choice: usize, event: Event) {
+        if self.choices[choice].has_ended {
+            return;
+        }
+        match event {
+            Event::Reading { prompt, done } => {
+                self.read[prompt] = done;
+                self.ready.push_back(Piece::Reading { done: self.read.iter().sum(), total: self.prompt_tokens });
+            }
+            Event::Prompt(tokens) => self.ready.push_back(Piece::Prompt { choice, tokens }),
+            Event::Token { text, token, is_wanted } => {
+                self.count_token();
+                let (id, tokens) = (token.id, if is_wanted { vec![token] } else { Vec::new() });
+                self.text(choice, Some(id), text, tokens);
+            }
+            Event::Routing(routed) => self.ready.push_back(Piece::Routing(routing(choice, &routed))),
+            Event::Rest(text) => self.text(choice, None, text, Vec::new()),
+            Event::End { end, usage } => {
+                self.usage.prompt_tokens += usage.prompt_tokens;
+                self.usage.cached_tokens += usage.cached_tokens;
+                self.usage.queued = self.usage.queued.max(usage.queued);
+                self.usage.prompt_time = self.usage.prompt_time.max(usage.prompt_time);
+                self.usage.generation_time = self.usage.generation_time.max(usage.generation_time);
+                self.end(choice, end);
+            }
+            Event::Failed(refusal) => self.fail(refusal),
+        }
+    }
+
+    fn count_token(&mut self) {
+        let now = Instant::now();
+        self.usage.completion_tokens += 1;
+        self.track.token(self.last_token, now);
+        self.last_token = Some(now);
+    }
+
+    fn text(&mut self, choice: usize, token: Option<u32>, text: String, tokens: Vec<crate::piece::Token>) {
+        let Some(parser) = &mut self.choices[choice].parser else {
+            if !text.is_empty() || !tokens.is_empty() {
+                self.ready.push_back(Piece::Text { choice, text, tokens });
+            }
+            return;
+        };
+        let found = parser.push(token, &text);
+        if !tokens.is_empty() {
+            self.ready.push_back(Piece::Text { choice, text: String::new(), tokens });
+        }
+        self.found(choice, found);
+    }
+
+    fn found(&mut self, choice: usize, found: Vec<Found>) {
+        for one in found {
+            match one {
+                _ if self.choices[choice].has_ended => return,
+                Found::Text(text) => self.ready.push_back(Piece::Text { choice, text, tokens: Vec::new() }),
+                Found::Call(call) => {
+                    let index = self.choices[choice].n_calls;
+                    self.choices[choice].n_calls += 1;
+                    self.ready.push_back(Piece::Call { choice, index, call });
+                    if self.calls.as_ref().is_some_and(|calls| calls.single) {
+                        self.end(choice, End::Eos);
+                    }
+                }
+                Found::Unparsed(text) => {
+                    let warning = format!("a tool call of choice {choice} could not be parsed and is given as text");
+                    self.ready.push_back(Piece::Warning(warning));
+                    self.ready.push_back(Piece::Text { choice, text, tokens: Vec::new() });
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, choice: usize, end: End) {
+        if let Some(parser) = self.choices[choice].parser.take() {
+            let rest = parser.finish();
+            self.found(choice, rest);
+        }
+        let state = &mut self.choices[choice];
+        if std::mem::replace(&mut state.has_ended, true) {
+            return;
+        }
+        let is_named = matches!(&self.calls, Some(Calls { choice: ToolChoice::Named(_), .. }));
+        let end = match end {
+            End::Eos if state.n_calls > 0 && is_named => End::NamedCall,
+            End::Eos if state.n_calls > 0 => End::Calls,
+            end => end,
+        };
+        self.ready.push_back(Piece::End { choice, end });
+        if self.choices.iter().all(|state| state.has_ended) {
+            self.usage.prompt_tokens = self.prompt_tokens;
+            self.track.done(&self.usage);
+            self.ready.push_back(Piece::Done(self.usage));
+            self.is_over = true;
+        }
+    }
+
+    fn fail(&mut self, refusal: Refusal) {
+        self.track.failed(&refusal);
+        self.ready.push_back(Piece::Failed(refusal));
+        self.is_over = true;
+    }
+}
+
+/// A call in the form in which OpenAI and Mistral write it.
+pub fn tool_call(call: &crate::tool_calls::Call) -> ToolCall {
+    let function = octet_tokenizer::FunctionCall { name: call.name.clone(), arguments: call.arguments.clone() };
+    ToolCall { id: Some(call.id.clone()), kind: "function".into(), function }
+}
+
+/// Experts and weights `[layers][tokens][experts of a token]` of consecutive tokens, prompt included.
+fn routing(choice: usize, routed: &Routed) -> Value {
+    let (tokens, each) = (routed.n_tokens.max(1), routed.per_token.max(1));
+    let layers = |list: Vec<Value>| -> Value {
+        let tokens_of = |layer: &[Value]| -> Value { layer.chunks(each).map(|experts| json!(experts)).collect() };
+        list.chunks(tokens * each).map(tokens_of).collect()
+    };
+    json!({
+        "choice": choice,
+        "first_position": routed.first_position,
+        "experts": layers(routed.experts.iter().map(|expert| json!(expert)).collect()),
+        "weights": layers(routed.weights.iter().map(|weight| json!(weight)).collect()),
+    })
+}

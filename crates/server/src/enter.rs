@@ -1,0 +1,167 @@
+//! The door: every request gets an id and a dialect, shows its key, is counted, and if refused is told so in its own words.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::app::{App, Shared};
+use crate::caller::{Caller, Dialect};
+use crate::ids;
+use crate::keys::Key;
+use crate::limits::Standing;
+use crate::refusal::{Fault, Refusal};
+
+/// Paths that need no key: probes, and the page itself, which asks for the key it needs.
+fn is_open(method: &Method, path: &str) -> bool {
+    let is_page = path == "/" || path.starts_with("/assets/") || path == "/favicon.svg" || path == "/docs";
+    matches!(*method, Method::GET | Method::HEAD) && (is_page || matches!(path, "/health" | "/ready" | "/openapi.json"))
+        || *method == Method::OPTIONS
+}
+
+/// The middleware around all routes.
+pub async fn enter(State(app): State<Shared>, mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let dialect = Dialect::of(request.uri(), request.headers());
+    let request_id: Arc<str> = ids::long("req_").into();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut key = None;
+    let response = match admit(&app, &request) {
+        Err(refusal) => refusal.into_response(),
+        Ok(found) => {
+            key = found.clone();
+            request.extensions_mut().insert(Caller { dialect, request_id: request_id.clone(), key: found });
+            next.run(request).await
+        }
+    };
+    let mut response = finish(response, dialect, &request_id);
+    add_headers(response.headers_mut(), &request_id, key.as_deref());
+    let status = response.status().as_u16();
+    app.metrics.count_http(dialect.name(), status);
+    tracing::info!(
+        request_id = &*request_id,
+        method = method.as_str(),
+        path,
+        dialect = dialect.name(),
+        key = key.as_ref().map(|key| key.name.as_str()),
+        status,
+        ms = started.elapsed().as_millis() as u64,
+        "request"
+    );
+    response
+}
+
+fn admit(app: &App, request: &Request) -> Result<Option<Arc<Key>>, Refusal> {
+    check_origin(app, request)?;
+    let keys = app.keys();
+    if keys.is_empty() {
+        check_host(request.headers())?;
+    }
+    if keys.is_empty() || is_open(request.method(), request.uri().path()) {
+        return Ok(None);
+    }
+    let shown = shown_key(request.headers());
+    let missing = "no API key: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'";
+    let shown = shown.ok_or_else(|| Refusal::new(Fault::Unauthorized, missing))?;
+    let key = keys.find(shown).ok_or_else(|| Refusal::new(Fault::Unauthorized, "this API key is not known here"))?;
+    if request.method() == Method::POST {
+        key.meter.take_request()?;
+    }
+    Ok(Some(key))
+}
+
+fn shown_key(headers: &HeaderMap) -> Option<&str> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let bearer = text("authorization").and_then(|value| {
+        let (scheme, key) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+    });
+    bearer.or_else(|| text("x-api-key"))
+}
+
+/// A page of another origin may not use this server behind its user's back: browsers tell where a page is from.
+fn check_origin(app: &App, request: &Request) -> Result<(), Refusal> {
+    let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let Some(origin) = text("origin") else { return Ok(()) };
+    let own = text("host").is_some_and(|host| origin.split_once("://").is_some_and(|(_, of)| of == host));
+    if own || app.origins.iter().any(|allowed| allowed == origin || allowed == "*") {
+        return Ok(());
+    }
+    Err(Refusal::new(Fault::Forbidden, format!("pages of {origin} may not call this server; allow them with --origin")))
+}
+
+/// Without keys only this machine may come in, and a page whose name was made to point here is not from this machine.
+fn check_host(headers: &HeaderMap) -> Result<(), Refusal> {
+    let Some(host) = headers.get(header::HOST).and_then(|value| value.to_str().ok()) else { return Ok(()) };
+    let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
+    let is_here = name == "localhost" || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
+    if is_here || name.ends_with(".localhost") {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Fault::Forbidden,
+        format!("the host {name} is not this machine; give keys to serve under that name"),
+    ))
+}
+
+/// Writes the body of a refusal, axum's own ones too.
+fn finish(response: Response, dialect: Dialect, request_id: &str) -> Response {
+    let refusal = match response.extensions().get::<Refusal>() {
+        Some(refusal) => refusal.clone(),
+        None => match response.status() {
+            StatusCode::METHOD_NOT_ALLOWED => Refusal::new(Fault::Method, "this path does not take this method"),
+            _ => return response,
+        },
+    };
+    let (status, body) = dialect.refuse(&refusal, request_id);
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut answer = (status, axum::Json(body)).into_response();
+    if let Some(allow) = response.headers().get(header::ALLOW) {
+        answer.headers_mut().insert(header::ALLOW, allow.clone());
+    }
+    if let Some(seconds) = refusal.retry_after_s {
+        answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if refusal.fault == Fault::Unauthorized {
+        answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if matches!(refusal.fault, Fault::TooLarge | Fault::TooSlow) {
+        // The rest of the body is still on its way; nobody will read it.
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
+}
+
+fn add_headers(headers: &mut HeaderMap, request_id: &str, key: Option<&Key>) {
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        headers.insert("x-request-id", id.clone());
+        headers.insert("request-id", id);
+    }
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let Some(key) = key else { return };
+    for (what, standing) in ["requests", "tokens"].into_iter().zip(key.meter.standing()) {
+        let Some(Standing { limit, remaining, reset_s }) = standing else { continue };
+        let values = [("limit", limit.to_string()), ("remaining", remaining.to_string()), ("reset", pause(reset_s))];
+        for (part, value) in values {
+            let name = HeaderName::try_from(format!("x-ratelimit-{part}-{what}"));
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::try_from(value)) {
+                headers.insert(name, value);
+            }
+        }
+    }
+}
+
+/// Seconds as `6m0s`.
+fn pause(seconds: f64) -> String {
+    let seconds = seconds.ceil() as u64;
+    if seconds >= 60 { format!("{}m{}s", seconds / 60, seconds % 60) } else { format!("{seconds}s") }
+}
+
+/// A path that leads nowhere.
+pub async fn nowhere(request: Request<Body>) -> Refusal {
+    Refusal::not_found(format!("there is nothing at {} {}", request.method(), request.uri().path()))
+}

@@ -1,0 +1,297 @@
+//! The models of this server by name: which are loaded, which could be, and what else they are called.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use octet_tokenizer::{ChatFormat, Tokenizer};
+use serde::Serialize;
+
+use crate::bridge::EngineHandle;
+use crate::ids;
+use crate::refusal::{Fault, Refusal};
+
+/// A loaded model.
+pub struct Model {
+    /// Its name in the APIs.
+    pub name: String,
+    /// When it was loaded, seconds since 1970.
+    pub created: u64,
+    /// What it is.
+    pub facts: Facts,
+    /// Its vocabulary.
+    pub tokenizer: Tokenizer,
+    /// How conversations are written for it; the reason where nothing tells.
+    pub format: Result<ChatFormat, String>,
+    /// What answers.
+    pub engine: EngineHandle,
+}
+
+/// What a model is, for those who list it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Facts {
+    /// Where its weights are.
+    pub path: PathBuf,
+    /// Bytes of the files.
+    pub file_bytes: u64,
+    /// Bytes of the weights in memory.
+    pub weights_bytes: u64,
+    /// How many.
+    pub parameters: u64,
+    /// How many of them a token uses.
+    pub active_parameters: u64,
+    /// Type of most weights, as `Q4_K`.
+    pub quantization: String,
+    /// Tokens of context.
+    pub context: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Experts of a layer, 1 for a dense model.
+    pub experts: usize,
+    /// Experts of a token.
+    pub experts_per_token: usize,
+    /// Width of the residual stream.
+    pub dim: usize,
+    /// Size of the vocabulary.
+    pub vocab_size: usize,
+}
+
+/// A model on its way into the server.
+pub struct Loaded {
+    /// What it is.
+    pub facts: Facts,
+    /// Its vocabulary.
+    pub tokenizer: Tokenizer,
+    /// What answers.
+    pub engine: EngineHandle,
+}
+
+/// Opens the model at a path; the program knows how.
+pub type Loader = Arc<dyn Fn(&std::path::Path) -> Result<Loaded, String> + Send + Sync>;
+
+/// How long answers may go on when their model is unloaded.
+const UNLOAD_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a slot holds.
+#[derive(Clone)]
+pub enum Slot {
+    /// Not in memory.
+    Unloaded,
+    /// Being opened.
+    Loading,
+    /// Answers.
+    Ready(Arc<Model>),
+    /// Could not be opened; the reason.
+    Failed(String),
+}
+
+impl Slot {
+    /// `unloaded`, `loading`, `ready` or `failed`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Slot::Unloaded => "unloaded",
+            Slot::Loading => "loading",
+            Slot::Ready(_) => "ready",
+            Slot::Failed(_) => "failed",
+        }
+    }
+}
+
+/// A name, where its weights are, and what it holds.
+#[derive(Clone)]
+pub struct Entry {
+    /// Name in the APIs.
+    pub name: String,
+    /// Its weights.
+    pub path: PathBuf,
+    /// What it holds now.
+    pub slot: Slot,
+}
+
+/// All models.
+pub struct Models {
+    entries: RwLock<Vec<Entry>>,
+    aliases: BTreeMap<String, String>,
+    loader: Loader,
+}
+
+impl Models {
+    /// Models by name and path, and other names for them. Nothing is loaded yet.
+    ///
+    /// # Errors
+    /// A name that is there twice, or an alias of nothing.
+    pub fn new(
+        named: Vec<(String, PathBuf)>,
+        aliases: Vec<(String, String)>,
+        loader: Loader,
+    ) -> Result<Models, String> {
+        let mut entries: Vec<Entry> = Vec::new();
+        for (name, path) in named {
+            if entries.iter().any(|entry| entry.name == name) {
+                return Err(format!("two models are called {name}; name one with OTHER={}", path.display()));
+            }
+            entries.push(Entry { name, path, slot: Slot::Unloaded });
+        }
+        let mut map = BTreeMap::new();
+        for (alias, name) in aliases {
+            if !entries.iter().any(|entry| entry.name == name) {
+                let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
+                return Err(format!("--alias {alias}={name}: there is no model {name}, only {}", names.join(", ")));
+            }
+            map.insert(alias, name);
+        }
+        Ok(Models { entries: RwLock::new(entries), aliases: map, loader })
+    }
+
+    /// All entries as they are now.
+    pub fn list(&self) -> Vec<Entry> {
+        self.read().clone()
+    }
+
+    /// Other names and what they mean.
+    pub fn aliases(&self) -> &BTreeMap<String, String> {
+        &self.aliases
+    }
+
+    /// Models that answer, and the names under which they do, aliases last.
+    pub fn ready(&self) -> Vec<(String, Arc<Model>)> {
+        let entries = self.read();
+        let own = entries.iter().filter_map(|entry| match &entry.slot {
+            Slot::Ready(model) => Some((entry.name.clone(), model.clone())),
+            _ => None,
+        });
+        let own: Vec<_> = own.collect();
+        let of = |name: &String| own.iter().find(|(own, _)| own == name).map(|(_, model)| model.clone());
+        let aliased = self.aliases.iter().filter_map(|(alias, name)| Some((alias.clone(), of(name)?)));
+        let aliased: Vec<_> = aliased.collect();
+        own.into_iter().chain(aliased).collect()
+    }
+
+    /// The model that is meant: by name, alias, or name with Ollama's `:latest`; without a name the only one.
+    ///
+    /// # Errors
+    /// 404 if there is none of that name, 503 while it is not loaded.
+    pub fn get(&self, name: Option<&str>) -> Result<Arc<Model>, Refusal> {
+        let entries = self.read();
+        let entry = match name {
+            None if entries.len() == 1 => &entries[0],
+            None => return Err(Refusal::field("model", "model is missing; this server has several")),
+            Some(name) => self.entry(name, &entries)?,
+        };
+        match &entry.slot {
+            Slot::Ready(model) => Ok(model.clone()),
+            Slot::Loading => Err(Refusal {
+                retry_after_s: Some(5),
+                ..Refusal::new(Fault::Unavailable, format!("the model {} is being loaded", entry.name))
+            }),
+            Slot::Unloaded => {
+                Err(Refusal::new(Fault::Unavailable, format!("the model {} is not loaded; load it first", entry.name)))
+            }
+            Slot::Failed(why) => {
+                Err(Refusal::new(Fault::Unavailable, format!("the model {} could not be loaded: {why}", entry.name)))
+            }
+        }
+    }
+
+    /// The name of the model that `name` means, loaded or not.
+    ///
+    /// # Errors
+    /// 404 if there is none.
+    pub fn own_name(&self, name: &str) -> Result<String, Refusal> {
+        let entries = self.read();
+        self.entry(name, &entries).map(|entry| entry.name.clone())
+    }
+
+    fn entry<'a>(&self, name: &str, entries: &'a [Entry]) -> Result<&'a Entry, Refusal> {
+        let known = |name: &str| {
+            let name = self.aliases.get(name).map_or(name, String::as_str);
+            entries.iter().find(|entry| entry.name == name)
+        };
+        known(name).or_else(|| known(name.strip_suffix(":latest")?)).ok_or_else(|| self.no_such(name, entries))
+    }
+
+    fn no_such(&self, name: &str, entries: &[Entry]) -> Refusal {
+        let names = entries.iter().map(|entry| &entry.name).chain(self.aliases.keys());
+        let names: Vec<&str> = names.map(String::as_str).collect();
+        // Ollama's clients look for these words.
+        let message = format!("model '{name}' not found; this server has {}", names.join(", "));
+        Refusal { param: Some("model".into()), ..Refusal::not_found(message) }
+    }
+
+    /// Opens the model of this name, which takes a while; call it where one may wait.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be opened.
+    pub fn load(&self, name: &str) -> Result<(), Refusal> {
+        let path = {
+            let mut entries = self.write();
+            let index = entries.iter().position(|entry| entry.name == name);
+            let Some(index) = index else { return Err(self.no_such(name, &entries)) };
+            match entries[index].slot {
+                Slot::Ready(_) => return Ok(()),
+                Slot::Loading => {
+                    return Err(Refusal::new(Fault::Unavailable, format!("{name} is being loaded already")));
+                }
+                Slot::Unloaded | Slot::Failed(_) => entries[index].slot = Slot::Loading,
+            }
+            entries[index].path.clone()
+        };
+        let loaded = (self.loader)(&path);
+        let slot = match &loaded {
+            Ok(_) => None,
+            Err(why) => Some(Slot::Failed(why.clone())),
+        };
+        let slot = match (slot, loaded) {
+            (None, Ok(Loaded { facts, tokenizer, engine })) => {
+                let format = ChatFormat::for_tokenizer(&tokenizer).map_err(|error| error.to_string());
+                let model = Model { name: name.into(), created: ids::unix_s(), facts, tokenizer, format, engine };
+                Slot::Ready(Arc::new(model))
+            }
+            (slot, _) => slot.unwrap_or(Slot::Unloaded),
+        };
+        let outcome = match &slot {
+            Slot::Failed(why) => Err(Refusal::new(Fault::Unavailable, why.clone())),
+            _ => Ok(()),
+        };
+        self.set(name, slot)?;
+        outcome
+    }
+
+    /// Lets go of the model of this name; answers that are being written end well.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn unload(&self, name: &str) -> Result<(), Refusal> {
+        if let Some(Slot::Ready(model)) = self.set(name, Slot::Unloaded)? {
+            model.engine.drain(UNLOAD_PATIENCE);
+        }
+        Ok(())
+    }
+
+    /// Ends all engines, once what they answer is done or `patience` is over.
+    pub fn drain(&self, patience: Duration) {
+        for entry in self.list() {
+            if let Slot::Ready(model) = entry.slot {
+                model.engine.drain(patience);
+            }
+        }
+    }
+
+    /// Puts something else into a slot; gives what was there, if it may be taken out.
+    fn set(&self, name: &str, slot: Slot) -> Result<Option<Slot>, Refusal> {
+        let mut entries = self.write();
+        let Some(at) = entries.iter().position(|entry| entry.name == name) else {
+            return Err(self.no_such(name, &entries));
+        };
+        Ok(Some(std::mem::replace(&mut entries[at].slot, slot)))
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<Entry>> {
+        self.entries.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Vec<Entry>> {
+        self.entries.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,246 @@
+//! `/octet/answers`: answers that go on when their page goes away, and are there when it comes back.
+//!
+//! An answer is a log of events, those of a streamed chat completion. Any number of readers follow it, each from where it
+//! likes (`?from=N`; every event bears its number as `id:`), so a page that was reloaded goes on where it was. Only DELETE
+//! stops it. Logs of finished answers are kept for a while, and in the data folder as files.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use crate::answer::Answer;
+use crate::app::{Shared, text_work};
+use crate::caller::{Caller, Dialect};
+use crate::fields::Body;
+use crate::ids;
+use crate::openai::chat;
+use crate::openai::chat_stream::ChatWriter;
+use crate::openai::wire::{Head, StreamOptions};
+use crate::piece::Piece;
+use crate::refusal::Refusal;
+use crate::stream::{Out, Writer, events};
+
+/// How long the log of a finished answer stays in memory.
+const KEPT: Duration = Duration::from_secs(900);
+/// Most logs in memory; the oldest finished ones leave first.
+const MOST: usize = 512;
+
+/// All logs by id.
+#[derive(Default)]
+pub struct Answers(Mutex<HashMap<String, Arc<Log>>>);
+
+/// One answer.
+struct Log {
+    key: String,
+    model: String,
+    started: Instant,
+    events: Mutex<Vec<Bytes>>,
+    /// Number of events, and whether there will be more.
+    state: watch::Sender<(usize, bool)>,
+    stop: tokio::sync::Notify,
+}
+
+impl Log {
+    fn add(&self, out: &mut Out) {
+        let bytes = out.take();
+        if bytes.is_empty() {
+            return;
+        }
+        let n = {
+            let mut events = self.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            events.push(bytes);
+            events.len()
+        };
+        self.state.send_modify(|state| state.0 = n);
+    }
+
+    fn is_over(&self) -> bool {
+        self.state.borrow().1
+    }
+
+    fn events(&self, from: usize) -> Vec<Bytes> {
+        let events = self.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        events.get(from..).unwrap_or_default().to_vec()
+    }
+}
+
+impl Answers {
+    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Log>>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn insert(&self, id: &str, log: Arc<Log>) {
+        let mut map = self.map();
+        map.retain(|_, log| !log.is_over() || log.started.elapsed() < KEPT);
+        if map.len() >= MOST {
+            let over = map.iter().filter(|(_, log)| log.is_over());
+            let oldest = over.min_by_key(|(_, log)| log.started).map(|(id, _)| id.clone());
+            oldest.map(|id| map.remove(&id));
+        }
+        map.insert(id.to_owned(), log);
+    }
+
+    fn get(&self, key: &str, id: &str) -> Option<Arc<Log>> {
+        self.map().get(id).filter(|log| log.key == key).cloned()
+    }
+}
+
+/// Begins an answer; the body is that of a chat completion.
+///
+/// # Errors
+/// Whatever is wrong with the request.
+pub async fn begin(
+    State(app): State<Shared>,
+    caller: Caller,
+    body: Body,
+) -> Result<(StatusCode, Json<Value>), Refusal> {
+    let request = chat::read(&app, Dialect::OpenAi, body).await?;
+    let answer = app.answer(&caller, &request.model, &request.ask)?;
+    let head =
+        Head::new("chatcmpl-", &request.model.name, &request.ask, request.ask.wants.prompt.then_some(request.prompt));
+    let id = ids::long("answer_");
+    let options = StreamOptions { include_usage: true, ..StreamOptions::default() };
+    let writer = ChatWriter::new(head, Dialect::OpenAi, options, String::new(), request.ask.choices());
+    let log = Arc::new(Log {
+        key: caller.name().to_owned(),
+        model: request.model.name.clone(),
+        started: Instant::now(),
+        events: Mutex::default(),
+        state: watch::Sender::new((0, false)),
+        stop: tokio::sync::Notify::new(),
+    });
+    app.answers.insert(&id, log.clone());
+    tokio::spawn(follow(app, id.clone(), answer, writer, log));
+    Ok((StatusCode::ACCEPTED, Json(json!({"id": id}))))
+}
+
+async fn follow(app: Shared, id: String, mut answer: Answer, mut writer: ChatWriter, log: Arc<Log>) {
+    let mut out = Out::default();
+    writer.begin(&mut out);
+    log.add(&mut out);
+    loop {
+        let piece = tokio::select! {
+            () = log.stop.notified() => None,
+            piece = answer.next() => piece,
+        };
+        match piece {
+            Some(Piece::Reading { done, total }) => {
+                out.data(&json!({"choices": [], "octet": {"reading": [done, total]}}))
+            }
+            Some(piece) => writer.piece(piece, &mut out),
+            None => break,
+        }
+        log.add(&mut out);
+    }
+    log.state.send_modify(|state| state.1 = true);
+    keep(&app, &id, &log).await;
+}
+
+/// Puts the log of a finished answer into the data folder.
+async fn keep(app: &Shared, id: &str, log: &Log) {
+    if app.history.is_none() {
+        return;
+    }
+    let (app, id, key, bytes) = (app.clone(), id.to_owned(), log.key.clone(), log.events(0).concat());
+    let kept = text_work(move || match &app.history {
+        Some(history) => history.keep_answer(&key, &id, &bytes),
+        None => Ok(()),
+    });
+    if let Err(refusal) = kept.await {
+        tracing::error!(error = refusal.message, "an answer is not kept");
+    }
+}
+
+/// Answers of the caller that are in memory.
+pub async fn list(State(app): State<Shared>, caller: Caller) -> Json<Value> {
+    let map = app.answers.map();
+    let own = map.iter().filter(|(_, log)| log.key == caller.name());
+    let list = own.map(|(id, log)| {
+        let (events, is_over) = *log.state.borrow();
+        json!({"id": id, "model": log.model, "events": events, "is_over": is_over,
+            "seconds": log.started.elapsed().as_secs_f64()})
+    });
+    Json(json!({"answers": list.collect::<Vec<_>>()}))
+}
+
+/// Where a reader goes on.
+#[derive(serde::Deserialize)]
+pub struct From {
+    /// Number of the first event that it wants.
+    #[serde(default)]
+    from: usize,
+}
+
+/// Follows an answer to its end.
+///
+/// # Errors
+/// There is none of that id.
+pub async fn attach(
+    State(app): State<Shared>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Query(From { from }): Query<From>,
+) -> Result<Response, Refusal> {
+    let (sender, receiver) = mpsc::channel(64);
+    match app.answers.get(caller.name(), &id) {
+        Some(log) => drop(tokio::spawn(send_from(log, from, sender))),
+        None => {
+            let bytes = text_work(move || {
+                let missing = || Refusal::not_found(format!("there is no answer {id}"));
+                app.history.as_ref().ok_or_else(missing)?.kept_answer(caller.name(), &id)
+            });
+            let bytes = bytes.await?;
+            tokio::spawn(async move {
+                let whole = String::from_utf8_lossy(&bytes).into_owned();
+                for (number, event) in whole.split_inclusive("\n\n").enumerate().skip(from) {
+                    if sender.send(numbered(number, event.as_bytes())).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    }
+    Ok(events(receiver, "text/event-stream; charset=utf-8"))
+}
+
+async fn send_from(log: Arc<Log>, mut from: usize, sender: mpsc::Sender<Bytes>) {
+    let mut state = log.state.subscribe();
+    loop {
+        let is_over = state.borrow_and_update().1;
+        for event in log.events(from) {
+            if sender.send(numbered(from, &event)).await.is_err() {
+                return;
+            }
+            from += 1;
+        }
+        if is_over {
+            return;
+        }
+        tokio::select! {
+            () = sender.closed() => return,
+            changed = state.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn numbered(number: usize, event: &[u8]) -> Bytes {
+    [format!("id: {number}\n").as_bytes(), event].concat().into()
+}
+
+/// Stops an answer; what there is of it stays.
+///
+/// # Errors
+/// There is none of that id.
+pub async fn stop(State(app): State<Shared>, caller: Caller, Path(id): Path<String>) -> Result<StatusCode, Refusal> {
+    let missing = || Refusal::not_found(format!("there is no answer {id}"));
+    app.answers.get(caller.name(), &id).ok_or_else(missing)?.stop.notify_one();
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,241 @@
+//! `/octet/conversations`: JSON objects that the page keeps, each a plain file `DIR/conversations/KEY/ID.json`.
+//!
+//! The server does not look into them, but for a title and a time to list. A write replaces the whole file, or nothing; with
+//! `If-Match` it is refused when somebody else has written in between.
+
+use std::io::Write;
+use std::path::{Path as FilePath, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::app::{Shared, text_work};
+use crate::caller::Caller;
+use crate::fields;
+use crate::ids;
+use crate::refusal::{Fault, Refusal};
+
+/// Most conversations of a key.
+const MOST: usize = 100_000;
+
+/// Where conversations are kept.
+#[derive(Debug)]
+pub struct History {
+    folder: PathBuf,
+}
+
+impl History {
+    /// In this folder, which is made.
+    ///
+    /// # Errors
+    /// A sentence, if that cannot be.
+    pub fn open(data: &FilePath) -> Result<History, String> {
+        let folder = data.join("conversations");
+        std::fs::create_dir_all(&folder).map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+        Ok(History { folder })
+    }
+
+    fn folder(&self, key: &str) -> PathBuf {
+        self.folder.join(key)
+    }
+
+    fn file(&self, key: &str, id: &str) -> Result<PathBuf, Refusal> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+        if id.is_empty() || id.len() > 64 || !id.chars().all(is_plain) {
+            return Err(Refusal::field("id", "an id has 1 to 64 letters, digits, '-' or '_'"));
+        }
+        Ok(self.folder(key).join(format!("{id}.json")))
+    }
+
+    /// The conversation with this id, and its tag.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn read(&self, key: &str, id: &str) -> Result<(Vec<u8>, String), Refusal> {
+        let path = self.file(key, id)?;
+        let bytes = std::fs::read(&path).map_err(|error| missing(&error, id))?;
+        let tag = tag(&bytes);
+        Ok((bytes, tag))
+    }
+
+    /// Writes it, beside and then over the old one.
+    ///
+    /// # Errors
+    /// The disk, or `expected` is not what is there.
+    pub fn write(&self, key: &str, id: &str, bytes: &[u8], expected: Option<&str>) -> Result<String, Refusal> {
+        let path = self.file(key, id)?;
+        if let Some(expected) = expected {
+            let there = std::fs::read(&path).map(|old| tag(&old)).unwrap_or_default();
+            if there != expected {
+                return Err(Refusal::new(
+                    Fault::Conflict,
+                    "this conversation has been changed elsewhere; read it anew",
+                ));
+            }
+        }
+        let cannot = |error: std::io::Error| Refusal::internal(format!("cannot keep it: {error}"));
+        std::fs::create_dir_all(self.folder(key)).map_err(cannot)?;
+        let beside = path.with_extension(format!("{}.part", ids::short(8)));
+        let written = std::fs::File::create(&beside).and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        });
+        let renamed = written.and_then(|()| std::fs::rename(&beside, &path));
+        if renamed.is_err() {
+            // What is half written must not stay; if that fails too, the first error says why.
+            let _ = std::fs::remove_file(&beside);
+        }
+        renamed.map_err(cannot)?;
+        Ok(tag(bytes))
+    }
+
+    /// Keeps the log of a finished answer.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn keep_answer(&self, key: &str, id: &str, bytes: &[u8]) -> Result<(), Refusal> {
+        let folder = self.folder.with_file_name("answers");
+        History { folder }.write(key, id, bytes, None).map(drop)
+    }
+
+    /// The log of a finished answer.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn kept_answer(&self, key: &str, id: &str) -> Result<Vec<u8>, Refusal> {
+        let folder = self.folder.with_file_name("answers");
+        History { folder }.read(key, id).map(|(bytes, _)| bytes)
+    }
+
+    fn list(&self, key: &str) -> Vec<Value> {
+        let Ok(entries) = std::fs::read_dir(self.folder(key)) else { return Vec::new() };
+        let mut list: Vec<(u64, Value)> =
+            entries.flatten().take(MOST).filter_map(|entry| summary(&entry.path())).collect();
+        list.sort_by_key(|(time, _)| std::cmp::Reverse(*time));
+        list.into_iter().map(|(_, value)| value).collect()
+    }
+
+    fn remove(&self, key: &str, id: &str) -> Result<(), Refusal> {
+        std::fs::remove_file(self.file(key, id)?).map_err(|error| missing(&error, id))
+    }
+}
+
+fn missing(error: &std::io::Error, id: &str) -> Refusal {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Refusal::not_found(format!("there is no {id}")),
+        _ => Refusal::internal(format!("cannot read {id}: {error}")),
+    }
+}
+
+/// Time and what the list shows of a file; `None` for what is no conversation.
+fn summary(path: &FilePath) -> Option<(u64, Value)> {
+    let id = path.file_name()?.to_str()?.strip_suffix(".json")?.to_owned();
+    let changed = path.metadata().ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    let value: Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    let changed_ms = changed.as_millis() as u64;
+    Some((
+        changed_ms,
+        json!({"id": id, "title": value.get("title"), "model": value.get("model"), "changed_ms": changed_ms}),
+    ))
+}
+
+/// Tells versions apart.
+fn tag(bytes: &[u8]) -> String {
+    use std::hash::{DefaultHasher, Hasher};
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    format!("\"{:016x}\"", hasher.finish())
+}
+
+fn none() -> Refusal {
+    Refusal::not_found("this server keeps no conversations; start it with --data DIR")
+}
+
+/// All of the caller's, newest first.
+///
+/// # Errors
+/// The server keeps none.
+pub async fn list(State(app): State<Shared>, caller: Caller) -> Result<Json<Value>, Refusal> {
+    text_work(move || {
+        let list = app.history.as_ref().ok_or_else(none)?.list(caller.name());
+        Ok(Json(json!({"conversations": list})))
+    })
+    .await
+}
+
+/// One of them, as it was put.
+///
+/// # Errors
+/// There is none.
+pub async fn get(State(app): State<Shared>, caller: Caller, Path(id): Path<String>) -> Result<Response, Refusal> {
+    let (bytes, tag) = text_work(move || app.history.as_ref().ok_or_else(none)?.read(caller.name(), &id)).await?;
+    let mut response = ([(header::CONTENT_TYPE, "application/json")], bytes).into_response();
+    put_tag(response.headers_mut(), &tag);
+    Ok(response)
+}
+
+/// Keeps it.
+///
+/// # Errors
+/// It is no JSON object, or has changed in between.
+pub async fn put(
+    State(app): State<Shared>,
+    caller: Caller,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let expected = request.headers().get(header::IF_MATCH).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let bytes = fields::read(request, &app).await?;
+    fields::Body::parse(&bytes)?;
+    let tag = text_work(move || {
+        app.history.as_ref().ok_or_else(none)?.write(caller.name(), &id, &bytes, expected.as_deref())
+    })
+    .await?;
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    put_tag(response.headers_mut(), &tag);
+    Ok(response)
+}
+
+/// Removes it.
+///
+/// # Errors
+/// There is none.
+pub async fn delete(State(app): State<Shared>, caller: Caller, Path(id): Path<String>) -> Result<StatusCode, Refusal> {
+    text_work(move || app.history.as_ref().ok_or_else(none)?.remove(caller.name(), &id)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn put_tag(headers: &mut HeaderMap, tag: &str) {
+    if let Ok(tag) = HeaderValue::from_str(tag) {
+        headers.insert(header::ETAG, tag);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_appear_whole_and_conflicts_are_seen() {
+        let folder = std::env::temp_dir().join(format!("octet-history-{}", ids::short(8)));
+        let history = History::open(&folder).unwrap();
+        let first = history.write("local", "a-1", b"{\"title\":\"T\"}", None).unwrap();
+        assert_eq!(history.read("local", "a-1").unwrap(), (b"{\"title\":\"T\"}".to_vec(), first.clone()));
+        let second = history.write("local", "a-1", b"{\"title\":\"U\"}", Some(&first)).unwrap();
+        assert_eq!(history.write("local", "a-1", b"{}", Some(&first)).unwrap_err().fault, Fault::Conflict);
+        assert_ne!(first, second);
+        assert_eq!(history.list("local")[0]["title"], "U");
+        assert!(history.list("other").is_empty() && history.read("other", "a-1").is_err());
+        for id in ["../a", "", "a/b", ".."] {
+            assert!(history.read("local", id).is_err(), "{id}");
+        }
+        history.remove("local", "a-1").unwrap();
+        assert_eq!(history.remove("local", "a-1").unwrap_err().fault, Fault::NotFound);
+        assert_eq!(std::fs::read_dir(folder.join("conversations/local")).unwrap().count(), 0);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

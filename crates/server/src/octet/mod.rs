@@ -1,0 +1,9 @@
+//! What is ours: probes, metrics, tokens, and under `/octet/` what the page needs.
+
+pub mod answers;
+pub mod conversations;
+pub mod openapi;
+pub mod page;
+pub mod probes;
+pub mod state;
+pub mod tokens;

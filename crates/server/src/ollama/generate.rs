@@ -1,0 +1,84 @@
+//! `/api/generate`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use octet_engine::TextStart;
+use octet_tokenizer::Message;
+use serde_json::Value;
+
+use super::lines::{Kind, Lines};
+use super::options;
+use crate::app::{Shared, text_work};
+use crate::ask::Ask;
+use crate::caller::Caller;
+use crate::fields::{Body, Unsupported, fields};
+use crate::prompt::Chat;
+use crate::refusal::Refusal;
+use crate::stream;
+
+fields! {
+    /// A prompt in Ollama's words.
+    pub struct GenerateFields {
+        /// Name or alias of a model.
+        model: String,
+        /// A user's message, or with `raw` a text to continue; empty to see whether the model is there.
+        prompt: String,
+        /// The text after the answer: the model fills the middle, if it was trained to.
+        suffix: String,
+        /// A system message.
+        system: String,
+        /// Continue the prompt as it is, in no chat format.
+        raw: bool,
+        /// `json` or a JSON schema.
+        format: Value,
+        /// Sampling and limits.
+        options: Value,
+        /// False for one object; lines if absent.
+        stream: bool,
+        /// 0 to let go of the model; other times are read and change nothing, since models stay.
+        keep_alive: Value,
+    }
+}
+
+const UNSUPPORTED: &[Unsupported] = &[
+    ("template", &[], "the model's own template is used; render it yourself and send it with raw"),
+    ("context", &[], "send the conversation to /api/chat"),
+    ("images", &[], "this model reads text only"),
+];
+
+/// Continues a prompt, or answers it as a user's message.
+///
+/// # Errors
+/// Whatever is wrong with the request.
+pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -> Result<Response, Refusal> {
+    let mut fields: GenerateFields = body.read()?;
+    body.unsupported(UNSUPPORTED)?;
+    body.unsupported(super::chat::UNSUPPORTED)?;
+    body.finish()?;
+    let name = fields.model.take().ok_or_else(|| Refusal::field("model", "model is required"))?;
+    let prompt = fields.prompt.take().unwrap_or_default();
+    if prompt.is_empty() && fields.suffix.is_none() {
+        return super::models::touch(&app, Kind::Generate, &name, fields.keep_alive.as_ref()).await;
+    }
+    let model = app.models.get(Some(&name))?;
+    let (writer, system, suffix) = (model.clone(), fields.system.take(), fields.suffix.take());
+    let is_raw = fields.raw == Some(true) || writer.format.is_err();
+    let mut ask = text_work(move || match suffix {
+        Some(suffix) => Ok(Ask::new(writer.fill(&prompt, &suffix)?, TextStart::Continued)),
+        None if is_raw => Ok(Ask::new(writer.encode(&prompt), TextStart::Continued)),
+        None => {
+            let messages = system.map(Message::system).into_iter().chain([Message::user(prompt)]).collect();
+            Ok(writer.chat(Chat { messages, ..Chat::default() })?.0)
+        }
+    })
+    .await?;
+    options::apply(fields.options, &mut ask)?;
+    ask.constraint = options::format(fields.format)?;
+    let answer = app.answer(&caller, &model, &ask)?;
+    let lines = Lines::new(Kind::Generate, &name);
+    match fields.stream {
+        Some(false) => Ok(Json(lines.whole(answer).await?).into_response()),
+        _ => Ok(stream::respond(answer, lines, app.patience())),
+    }
+}

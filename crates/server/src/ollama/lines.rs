@@ -1,0 +1,108 @@
+//! Ollama's stream: a JSON object a line.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::answer::Answer;
+use crate::ids;
+use crate::piece::{End, Piece, Usage, Whole};
+use crate::refusal::Refusal;
+use crate::stream::{self, Out, Writer};
+use crate::tool_calls::Call;
+
+/// Which of the two endpoints a line belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `/api/chat`: the text is in `message`.
+    Chat,
+    /// `/api/generate`: the text is in `response`.
+    Generate,
+}
+
+/// What all lines of an answer have in common.
+pub struct Lines {
+    kind: Kind,
+    model: String,
+    started: Instant,
+    end: End,
+}
+
+impl Lines {
+    /// Of an answer that begins now.
+    pub fn new(kind: Kind, model: &str) -> Lines {
+        Lines { kind, model: model.into(), started: Instant::now(), end: End::Eos }
+    }
+
+    fn line(&self, text: &str, calls: &[Call]) -> Value {
+        let mut line = json!({"model": self.model, "created_at": ids::rfc3339(ids::unix_s())});
+        match self.kind {
+            Kind::Generate => line["response"] = json!(text),
+            Kind::Chat => {
+                line["message"] = json!({"role": "assistant", "content": text});
+                if !calls.is_empty() {
+                    line["message"]["tool_calls"] = calls.iter().map(call).collect();
+                }
+            }
+        }
+        line["done"] = json!(false);
+        line
+    }
+
+    fn last(&self, mut line: Value, usage: &Usage) -> Value {
+        let ns = |time: std::time::Duration| time.as_nanos() as u64;
+        line["done"] = json!(true);
+        line["done_reason"] = json!(if self.end.is_cut() { "length" } else { "stop" });
+        line["total_duration"] = json!(ns(self.started.elapsed()));
+        line["load_duration"] = json!(0);
+        line["prompt_eval_count"] = json!(usage.prompt_tokens);
+        line["prompt_eval_duration"] = json!(ns(usage.prompt_time));
+        line["eval_count"] = json!(usage.completion_tokens);
+        line["eval_duration"] = json!(ns(usage.generation_time));
+        line
+    }
+
+    /// The line that says that the model is there, or is let go of.
+    pub fn only(&self, reason: &str) -> Value {
+        let mut line = self.line("", &[]);
+        line["done"] = json!(true);
+        line["done_reason"] = json!(reason);
+        line
+    }
+
+    /// The whole answer in one object.
+    ///
+    /// # Errors
+    /// If it breaks off.
+    pub async fn whole(mut self, answer: Answer) -> Result<Value, Refusal> {
+        let Whole { mut choices, usage, .. } = stream::whole(answer).await?;
+        let choice = choices.remove(0);
+        self.end = choice.end.unwrap_or(End::Eos);
+        Ok(self.last(self.line(&choice.text, &choice.calls), &usage))
+    }
+}
+
+fn call(call: &Call) -> Value {
+    let arguments: Value = serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({}));
+    json!({"id": call.id, "function": {"name": call.name, "arguments": arguments}})
+}
+
+impl Writer for Lines {
+    const MEDIA: &'static str = "application/x-ndjson";
+
+    fn begin(&mut self, _: &mut Out) {}
+
+    fn piece(&mut self, piece: Piece, out: &mut Out) {
+        match piece {
+            Piece::Text { text, .. } if !text.is_empty() => out.line(&self.line(&text, &[])),
+            Piece::Call { call, .. } => out.line(&self.line("", &[call])),
+            Piece::End { end, .. } => self.end = end,
+            Piece::Done(usage) => out.line(&self.last(self.line("", &[]), &usage)),
+            Piece::Failed(refusal) => out.line(&super::error::body(&refusal)),
+            _ => {}
+        }
+    }
+
+    /// A line that says nothing would be taken for an answer's, and an empty one for broken JSON.
+    fn ping(&mut self, _: (usize, usize), _: &mut Out) {}
+}

@@ -1,0 +1,140 @@
+//! Ollama's `options`, `format` and `keep_alive`.
+
+use octet_engine::Sampling;
+use serde_json::Value;
+
+use crate::ask::{Ask, Constraint};
+use crate::fields::{Body, Unsupported, fields};
+use crate::ids;
+use crate::refusal::Refusal;
+use crate::settings::{range, stop_strings};
+
+fields! {
+    /// Settings in Ollama's words.
+    pub struct OptionFields {
+        /// 0 for greedy; 0.8 if absent.
+        temperature: f32,
+        /// Keep this many candidates; 40 if absent, 0 for all.
+        top_k: usize,
+        /// 0.9 if absent.
+        top_p: f32,
+        /// 0 if absent.
+        min_p: f32,
+        /// 1.1 if absent.
+        repeat_penalty: f32,
+        /// Tokens that penalties look at; 64 if absent, -1 for the whole context.
+        repeat_last_n: i64,
+        /// 0 if absent.
+        presence_penalty: f32,
+        /// 0 if absent.
+        frequency_penalty: f32,
+        /// Same seed, same words.
+        seed: i64,
+        /// Texts that end the answer.
+        stop: Value,
+        /// Most tokens of the answer; -1 for as many as the context holds.
+        num_predict: i64,
+    }
+}
+
+/// The context is set when the server starts; a client that asks for another never makes it load the model anew. These
+/// say how another program would run the model, and change no words of the answer.
+const UNSUPPORTED: &[Unsupported] = &[
+    ("num_ctx", &["*"], ""),
+    ("num_keep", &["*"], ""),
+    ("num_batch", &["*"], ""),
+    ("num_gpu", &["*"], ""),
+    ("main_gpu", &["*"], ""),
+    ("num_thread", &["*"], ""),
+    ("use_mmap", &["*"], ""),
+    ("use_mlock", &["*"], ""),
+    ("low_vram", &["*"], ""),
+    ("numa", &["*"], ""),
+    ("f16_kv", &["*"], ""),
+    ("penalize_newline", &[], "newlines count as other tokens do"),
+    ("typical_p", &["1", "1.0"], "it is not among this server's filters"),
+    ("tfs_z", &["1", "1.0"], "it is not among this server's filters"),
+    ("mirostat", &["0"], "it is not among this server's filters"),
+    ("mirostat_tau", &["*"], ""),
+    ("mirostat_eta", &["*"], ""),
+];
+
+/// Puts `options` into `ask`.
+///
+/// # Errors
+/// An option out of its range, or unknown.
+pub fn apply(options: Option<Value>, ask: &mut Ask) -> Result<(), Refusal> {
+    let mut body = match options {
+        None => Body::default(),
+        Some(Value::Object(fields)) => Body::of(fields),
+        Some(_) => return Err(Refusal::field("options", "options has to be an object")),
+    };
+    let options: OptionFields = body.read()?;
+    body.unsupported(UNSUPPORTED)?;
+    body.finish()?;
+    let window = match options.repeat_last_n.unwrap_or(64) {
+        n if n < 0 => usize::MAX,
+        n => n as usize,
+    };
+    ask.sampling = Sampling {
+        temperature: range("temperature", options.temperature, 0.0, 100.0)?.unwrap_or(0.8),
+        top_k: Some(options.top_k.unwrap_or(40)).filter(|&k| k > 0),
+        top_p: range("top_p", options.top_p, f32::MIN_POSITIVE, 1.0)?.unwrap_or(0.9),
+        min_p: range("min_p", options.min_p, 0.0, 1.0)?.unwrap_or(0.0),
+        repetition_penalty: range("repeat_penalty", options.repeat_penalty, f32::MIN_POSITIVE, 100.0)?.unwrap_or(1.1),
+        presence_penalty: options.presence_penalty.unwrap_or(0.0),
+        frequency_penalty: options.frequency_penalty.unwrap_or(0.0),
+        penalty_window: window,
+        seed: options.seed.map_or_else(ids::bits, |seed| seed as u64),
+        ..Sampling::default()
+    };
+    ask.ending.strings = stop_strings("stop", options.stop)?;
+    ask.ending.max_tokens = options.num_predict.and_then(|n| usize::try_from(n).ok());
+    Ok(())
+}
+
+/// `format`: `json`, or a schema.
+///
+/// # Errors
+/// Something else.
+pub fn format(format: Option<Value>) -> Result<Option<Constraint>, Refusal> {
+    match format {
+        None => Ok(None),
+        Some(Value::String(word)) if word.is_empty() => Ok(None),
+        Some(Value::String(word)) if word == "json" => Ok(Some(Constraint::JsonObject)),
+        Some(schema @ Value::Object(_)) => Ok(Some(Constraint::JsonSchema(schema))),
+        Some(other) => {
+            Err(Refusal::field("format", format!("format is {other}; it has to be \"json\" or a JSON schema")))
+        }
+    }
+}
+
+/// Whether `keep_alive` asks to let go of the model: a time of 0.
+pub fn wants_unload(keep_alive: Option<&Value>) -> bool {
+    match keep_alive {
+        Some(Value::Number(number)) => number.as_f64() == Some(0.0),
+        Some(Value::String(text)) => text.trim_start_matches('0').trim_end_matches(['s', 'm', 'h']).is_empty(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use octet_engine::TextStart;
+    use serde_json::json;
+
+    #[test]
+    fn options_are_read_or_refused_by_name() {
+        let mut ask = Ask::new(vec![1], TextStart::Fresh);
+        let options = json!({"temperature": 0, "num_ctx": 512, "num_predict": -1, "repeat_last_n": -1, "stop": ["a"]});
+        apply(Some(options), &mut ask).unwrap();
+        assert_eq!((ask.sampling.temperature, ask.ending.max_tokens), (0.0, None));
+        assert_eq!(ask.sampling.penalty_window, usize::MAX);
+        assert_eq!(apply(Some(json!({"tempreature": 1})), &mut ask).unwrap_err().param.unwrap(), "tempreature");
+        assert_eq!(apply(Some(json!({"mirostat": 2})), &mut ask).unwrap_err().param.unwrap(), "mirostat");
+        assert_eq!(format(Some(json!("yaml"))).unwrap_err().param.unwrap(), "format");
+        let unload = |value: Value| wants_unload(Some(&value));
+        assert!(unload(json!(0)) && unload(json!("0s")) && !unload(json!("5m")) && !unload(json!(-1)));
+    }
+}

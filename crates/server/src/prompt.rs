@@ -1,0 +1,217 @@
+//! Prompts: conversations in the model's format, tools among them, within the limits.
+
+use octet_engine::TextStart;
+use octet_tokenizer::{Conversation, Message, Prompt, Role, Tool};
+use serde_json::json;
+
+use crate::ask::{Ask, Calls, Constraint};
+use crate::messages::ToolChoice;
+use crate::models::Model;
+use crate::refusal::{Fault, Refusal};
+use crate::tool_calls::CallStyle;
+
+/// A conversation and how tools may be used in its answer.
+#[derive(Debug, Default)]
+pub struct Chat {
+    /// From the first to the last.
+    pub messages: Vec<Message>,
+    /// What may be called.
+    pub tools: Vec<Tool>,
+    /// Whether it may.
+    pub choice: ToolChoice,
+    /// One call at most.
+    pub single: bool,
+}
+
+impl Model {
+    /// Writes the prompt of a conversation; `ask` has then what its answer needs, the rest as in [`Ask::new`].
+    ///
+    /// # Errors
+    /// The model has no chat format, or its format cannot express the conversation.
+    pub fn chat(&self, mut chat: Chat) -> Result<(Ask, Prompt), Refusal> {
+        let format = self.format.as_ref().map_err(|why| Refusal::field("messages", why.clone()))?;
+        let wants_tools = !chat.tools.is_empty() && chat.choice != ToolChoice::None;
+        let is_continued = chat.messages.last().is_some_and(|last| last.prefix);
+        let tools = if wants_tools { chat.tools.clone() } else { Vec::new() };
+        let mut conversation = Conversation { messages: std::mem::take(&mut chat.messages), tools };
+        let native = self.native_style();
+        if native.is_none() {
+            describe_tools(&mut conversation);
+        }
+        let refuse = |error: octet_tokenizer::Error| Refusal::field("messages", error.to_string());
+        let mut prompt = format.render(&conversation).map_err(refuse)?;
+        let mut calls = None;
+        let mut constraint = None;
+        if wants_tools {
+            let style = native.unwrap_or(CallStyle::Tagged);
+            constraint = self.oblige(&mut prompt, style, &chat);
+            calls = Some(Calls { style, choice: chat.choice, single: chat.single });
+        }
+        let start = if is_continued { TextStart::Continued } else { TextStart::Fresh };
+        let ask = Ask { calls, constraint, ..Ask::new(prompt.ids.clone(), start) };
+        Ok((ask, prompt))
+    }
+
+    /// How the model's own format writes calls; `None` if it has no place for tools.
+    fn native_style(&self) -> Option<CallStyle> {
+        let format = self.format.as_ref().ok()?;
+        let marker = self.tokenizer.control_id("[TOOL_CALLS]");
+        match (format.name(), marker) {
+            // v1 has no tools, and its format says so; v2 and v3 have the marker.
+            ("v1", _) => Some(CallStyle::Tagged),
+            ("v2" | "v3", Some(id)) => Some(CallStyle::Marked(id)),
+            _ => {
+                let template = self.tokenizer.chat_template()?;
+                if !template.contains("tools") {
+                    return None;
+                }
+                Some(marker.map_or(CallStyle::Tagged, CallStyle::Marked))
+            }
+        }
+    }
+
+    /// Where a call is obliged, the prompt begins it and a schema holds the answer to it.
+    fn oblige(&self, prompt: &mut Prompt, style: CallStyle, chat: &Chat) -> Option<Constraint> {
+        let may_call = |tool: &&Tool| match &chat.choice {
+            ToolChoice::Named(name) => tool.function.name == *name,
+            _ => true,
+        };
+        if !matches!(chat.choice, ToolChoice::Required | ToolChoice::Named(_)) {
+            return None;
+        }
+        let call = |tool: &Tool| {
+            json!({
+                "type": "object",
+                "properties": {"name": {"const": tool.function.name}, "arguments": arguments(tool)},
+                "required": ["name", "arguments"],
+                "additionalProperties": false,
+            })
+        };
+        let mut allowed: Vec<_> = chat.tools.iter().filter(may_call).map(call).collect();
+        let one = if allowed.len() == 1 { allowed.remove(0) } else { json!({"anyOf": allowed}) };
+        let schema = match style {
+            CallStyle::Marked(id) => {
+                prompt.ids.push(id);
+                prompt.text.push_str(self.tokenizer.piece(id));
+                let is_one = chat.single || matches!(chat.choice, ToolChoice::Named(_));
+                json!({"type": "array", "items": one, "minItems": 1, "maxItems": if is_one { 1 } else { 16 }})
+            }
+            CallStyle::Tagged => {
+                self.tokenizer.encode_into("<tool_call>\n", &mut prompt.ids);
+                prompt.text.push_str("<tool_call>\n");
+                one
+            }
+        };
+        Some(Constraint::JsonSchema(schema))
+    }
+
+    /// Checks a request against the model and the limit on prompts.
+    ///
+    /// # Errors
+    /// The first fault.
+    pub fn check(&self, ask: &Ask, most: Option<usize>) -> Result<(), Refusal> {
+        let context = self.facts.context;
+        for prompt in &ask.prompts {
+            if prompt.is_empty() {
+                return Err(Refusal::field("prompt", "the prompt is empty; give at least one token"));
+            }
+            if let Some(id) = prompt.iter().find(|&&id| id as usize >= self.facts.vocab_size) {
+                let last = self.facts.vocab_size - 1;
+                return Err(Refusal::field("prompt", format!("token {id} does not exist; ids go up to {last}")));
+            }
+            let limit = most.unwrap_or(usize::MAX);
+            if prompt.len() >= context || prompt.len() > limit {
+                let n = prompt.len();
+                let message = match n >= context {
+                    true => {
+                        format!("the prompt has {n} tokens and the context of {} only {context}; shorten it", self.name)
+                    }
+                    false => format!("the prompt has {n} tokens and this server takes {limit}; shorten it"),
+                };
+                return Err(Refusal::new(Fault::ContextTooLong, message));
+            }
+        }
+        let has_bias = ask.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= self.facts.vocab_size);
+        if let Some((id, _)) = has_bias {
+            return Err(Refusal::field("logit_bias", format!("logit_bias of {id}: there is no such token")));
+        }
+        match ask.experts_per_token {
+            Some(k) if k == 0 || k > self.facts.experts => Err(Refusal::field(
+                "experts_per_token",
+                format!("experts_per_token is {k}; {} has {} experts", self.name, self.facts.experts),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The ids of a text as a prompt of its own: with BOS, if the model has one.
+    pub fn encode(&self, text: &str) -> Vec<u32> {
+        let mut ids: Vec<u32> = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos()).into_iter().collect();
+        self.tokenizer.encode_into(text, &mut ids);
+        ids
+    }
+}
+
+fn arguments(tool: &Tool) -> serde_json::Value {
+    let parameters = &tool.function.parameters;
+    let is_empty = parameters.as_object().is_none_or(serde_json::Map::is_empty);
+    if is_empty { json!({"type": "object"}) } else { parameters.clone() }
+}
+
+/// For formats without a place for tools: describes them in a system message, and writes calls and results as text. The
+/// words are those that most models of 2024 have seen.
+fn describe_tools(conversation: &mut Conversation) {
+    for message in &mut conversation.messages {
+        match message.role {
+            Role::Assistant => {
+                for call in std::mem::take(&mut message.tool_calls) {
+                    let arguments = serde_json::from_str(&call.function.arguments);
+                    let arguments = arguments.unwrap_or(serde_json::Value::String(call.function.arguments));
+                    let written = json!({"name": call.function.name, "arguments": arguments});
+                    let gap = if message.content.is_empty() { "" } else { "\n" };
+                    message.content.push_str(&format!("{gap}<tool_call>\n{written}\n</tool_call>"));
+                }
+            }
+            Role::Tool => {
+                *message = Message::user(format!("<tool_response>\n{}\n</tool_response>", message.content));
+            }
+            Role::System | Role::User => {}
+        }
+    }
+    if conversation.tools.is_empty() {
+        return;
+    }
+    let listed: Vec<String> =
+        std::mem::take(&mut conversation.tools).iter().map(|tool| json!(tool).to_string()).collect();
+    let text = format!(
+        "You may call functions. They are described here:\n<tools>\n{}\n</tools>\nTo call one, write\n<tool_call>\n\
+         {{\"name\": the function's name, \"arguments\": an object}}\n</tool_call>",
+        listed.join("\n")
+    );
+    match conversation.messages.first_mut().filter(|first| first.role == Role::System) {
+        Some(system) => system.content = format!("{}\n\n{text}", system.content),
+        None => conversation.messages.insert(0, Message::system(text)),
+    }
+}
+
+impl Model {
+    /// The prompt whose answer stands between two texts: `BOS [SUFFIX] after [PREFIX] before`.
+    ///
+    /// # Errors
+    /// The model was not trained to fill.
+    pub fn fill(&self, before: &str, after: &str) -> Result<Vec<u32>, Refusal> {
+        let named = |token| self.tokenizer.control_id(token);
+        let (Some(suffix), Some(prefix)) = (named("[SUFFIX]"), named("[PREFIX]")) else {
+            let message = format!("{} cannot fill a middle: its vocabulary has no [SUFFIX] and [PREFIX]", self.name);
+            return Err(Refusal::field("suffix", message));
+        };
+        let mut ids: Vec<u32> = self.tokenizer.bos().into_iter().chain([suffix]).collect();
+        // The suffix goes on after what is to be filled in, so it gets no space of its own in front: as mistral-common
+        // does it, encoded behind a character that is taken away again.
+        let mark = self.tokenizer.encode("☺").len();
+        ids.extend(self.tokenizer.encode(&format!("☺{after}")).into_iter().skip(mark));
+        ids.push(prefix);
+        self.tokenizer.encode_into(before, &mut ids);
+        Ok(ids)
+    }
+}

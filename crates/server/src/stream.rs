@@ -1,0 +1,159 @@
+//! Answers on their way out: whole, or event by event, with signs of life while a prompt is read, and no patience for
+//! readers that do not read.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use crate::answer::Answer;
+use crate::piece::{Piece, Whole};
+use crate::refusal::Refusal;
+
+/// Puts the pieces of an answer into a dialect's events.
+pub trait Writer: Send + 'static {
+    /// The content type.
+    const MEDIA: &'static str = "text/event-stream; charset=utf-8";
+
+    /// Events before the first piece.
+    fn begin(&mut self, out: &mut Out);
+    /// Events for a piece.
+    fn piece(&mut self, piece: Piece, out: &mut Out);
+    /// A sign of life, if the dialect has one: `(done, total)` tokens of the prompt.
+    fn ping(&mut self, progress: (usize, usize), out: &mut Out) {
+        out.text(&format!(": reading the prompt, {} of {} tokens\n\n", progress.0, progress.1));
+    }
+}
+
+/// Bytes of events.
+#[derive(Default)]
+pub struct Out(Vec<u8>);
+
+impl Out {
+    /// `data: JSON`.
+    pub fn data(&mut self, value: &Value) {
+        self.text("data: ");
+        self.json(value);
+        self.text("\n\n");
+    }
+
+    /// `event: NAME` and `data: JSON`.
+    pub fn event(&mut self, name: &str, value: &Value) {
+        self.text("event: ");
+        self.text(name);
+        self.text("\n");
+        self.data(value);
+    }
+
+    /// `JSON` and a line break.
+    pub fn line(&mut self, value: &Value) {
+        self.json(value);
+        self.text("\n");
+    }
+
+    /// What there is, which is nothing afterwards.
+    pub fn take(&mut self) -> Bytes {
+        std::mem::take(&mut self.0).into()
+    }
+
+    /// Text as it is.
+    pub fn text(&mut self, text: &str) {
+        self.0.extend_from_slice(text.as_bytes());
+    }
+
+    fn json(&mut self, value: &Value) {
+        serde_json::to_writer(&mut self.0, value).expect("a Vec takes all bytes, and keys are text");
+    }
+}
+
+/// How often a stream shows that it lives while nothing comes.
+const PING_EVERY: Duration = Duration::from_secs(5);
+/// Events on their way to a reader that is behind.
+const EVENTS_AHEAD: usize = 64;
+
+/// Waits for the whole answer.
+///
+/// # Errors
+/// If it breaks off.
+pub async fn whole(mut answer: Answer) -> Result<Whole, Refusal> {
+    let mut whole = Whole::of(answer.choices());
+    while let Some(piece) = answer.next().await {
+        match piece {
+            Piece::Failed(refusal) => return Err(refusal),
+            piece => whole.add(piece),
+        }
+    }
+    Ok(whole)
+}
+
+/// Sends the answer as it comes. A reader that takes nothing for `patience` loses it, and one that hangs up too.
+pub fn respond<W: Writer>(answer: Answer, writer: W, patience: Duration) -> Response {
+    let (sender, receiver) = mpsc::channel(EVENTS_AHEAD);
+    tokio::spawn(pump(answer, writer, sender, patience));
+    events(receiver, W::MEDIA)
+}
+
+/// A response of what comes out of a channel.
+pub fn events(receiver: mpsc::Receiver<Bytes>, media: &'static str) -> Response {
+    let mut response = Body::from_stream(Events(receiver)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // Proxies that follow nginx would hold events back.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+async fn pump<W: Writer>(mut answer: Answer, mut writer: W, sender: mpsc::Sender<Bytes>, patience: Duration) {
+    let mut out = Out::default();
+    writer.begin(&mut out);
+    let mut progress = (0, answer.prompt_tokens());
+    loop {
+        if !out.0.is_empty() {
+            let bytes = out.take();
+            match tokio::time::timeout(patience, sender.send(bytes)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return,
+                Err(_) => return tracing::warn!("a reader took nothing for {} s; its answer ends", patience.as_secs()),
+            }
+        }
+        tokio::select! {
+            biased;
+            () = sender.closed() => return,
+            piece = tokio::time::timeout(PING_EVERY, answer.next()) => match piece {
+                Ok(Some(piece)) => {
+                    if let Piece::Reading { done, total } = piece {
+                        progress = (done, total);
+                    }
+                    let is_over = matches!(piece, Piece::Failed(_));
+                    writer.piece(piece, &mut out);
+                    while !is_over && out.0.len() < 4096 {
+                        // What is there already goes out in one write.
+                        let Some(piece) = answer.next_now() else { break };
+                        writer.piece(piece, &mut out);
+                    }
+                }
+                Ok(None) if out.0.is_empty() => return,
+                Ok(None) => {}
+                Err(_) => writer.ping(progress, &mut out),
+            }
+        }
+    }
+}
+
+/// The receiving end as a stream of bytes.
+struct Events(mpsc::Receiver<Bytes>);
+
+impl futures_core::Stream for Events {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(context).map(|bytes| bytes.map(Ok))
+    }
+}

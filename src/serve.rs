@@ -1,0 +1,257 @@
+//! `octet serve`: models over HTTP.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use clap::builder::TypedValueParser;
+use octet_checkpoint::{Checkpoint, ElementType, Params, TensorName};
+use octet_engine::{DiskCacheOptions, Engine, EngineOptions};
+use octet_kernels::KvType;
+use octet_server::{EngineHandle, Facts, Limits, Loaded, Loader, Options, Planner};
+
+use crate::footprint;
+use crate::model_options::{ModelOptions, kv_type, quantized_type};
+use crate::progress::Progress;
+
+/// Serve models over HTTP, in the words of OpenAI, Mistral, Ollama and Anthropic
+///
+/// Without keys the server listens on loopback addresses only. SIGHUP reads the keys anew; Ctrl-C and SIGTERM let answers
+/// end that have begun. docs/serving.md tells what each API takes.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Models: folders or files; NAME=PATH gives one a name [default: that of the file or folder]
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<String>,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// Port to listen on; 0 for a free one
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// Another name for a model, as mistral-small=mixtral; several times
+    #[arg(long, value_name = "ALIAS=NAME", value_parser = pair)]
+    alias: Vec<(String, String)>,
+    /// A key that clients have to show, as KEY or NAME=KEY; several times
+    #[arg(long, value_name = "KEY")]
+    api_key: Vec<String>,
+    /// File of keys, a name and a key a line, with limits
+    #[arg(long, value_name = "FILE")]
+    api_keys: Option<PathBuf>,
+    /// Certificate chain (PEM) for HTTPS
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Origin whose pages may call the server, as https://chat.example; several times
+    #[arg(long, value_name = "ORIGIN")]
+    origin: Vec<String>,
+    /// Largest body of a request, MiB
+    #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    max_body: u32,
+    /// Longest prompt, tokens [default: the context's]
+    #[arg(long, value_name = "TOKENS")]
+    max_prompt: Option<usize>,
+    /// Requests that may wait for a model; more get 429
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_requests: usize,
+    /// Answers that a model writes at the same time; more wait
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024).map(usize::from))]
+    max_running: usize,
+    /// Memory for keys and values of all answers and of the prefix cache of a model, MiB [default: four contexts, at most
+    /// 4096, but always one context]
+    #[arg(long, value_name = "MIB")]
+    kv_memory: Option<u64>,
+    /// Folder for keys and values of prompts that fall out of memory; they are found again after a restart [default: none]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Most that a model may put there, MiB
+    #[arg(long, value_name = "MIB", default_value_t = 8192, requires = "cache")]
+    cache_size: u64,
+    /// Never guess tokens ahead; answers are the same with and without
+    #[arg(long)]
+    no_speculation: bool,
+    /// Folder in which the page's conversations are kept [default: none are]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Keep no conversations, even with --data
+    #[arg(long)]
+    no_history: bool,
+    /// Connections at the same time; more wait
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    max_connections: usize,
+    /// Seconds after which a reader that takes nothing loses its answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    slow_reader: u64,
+    /// Seconds that answers may take to end when the server stops
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    drain: u64,
+    /// Write the log as JSON
+    #[arg(long)]
+    log_json: bool,
+    /// Let prompts and answers stand in the log
+    #[arg(long)]
+    log_text: bool,
+    /// Threads [default: as many as this process may use]
+    #[arg(short, long)]
+    threads: Option<usize>,
+    /// Tokens of context of each request [default: the model's own, at most 32768]
+    #[arg(short, long)]
+    context: Option<usize>,
+    /// Type of the KV cache: f16, q8_0 or f32
+    #[arg(long, default_value = "f16", value_parser = kv_type)]
+    kv: KvType,
+    /// Quantize float weights to this type while loading, such as Q8_0 or Q4_K
+    #[arg(long, value_name = "TYPE", value_parser = quantized_type)]
+    quantize: Option<ElementType>,
+    /// Tokens of a prompt that run in one pass
+    #[arg(long, default_value_t = 512)]
+    chunk: usize,
+    /// Load even where the model is predicted not to fit in memory
+    #[arg(long)]
+    load_anyway: bool,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (left, right) = text.split_once('=').ok_or("it has to be ALIAS=NAME")?;
+    Ok((left.into(), right.into()))
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    start_log(&args);
+    let models = args.models.iter().map(|model| named(model)).collect::<anyhow::Result<Vec<_>>>()?;
+    let limits = Limits {
+        body_bytes: (args.max_body as usize) << 20,
+        prompt_tokens: args.max_prompt,
+        connections: args.max_connections.max(1),
+        slow_reader_s: args.slow_reader.max(1),
+        drain_s: args.drain,
+        ..Limits::default()
+    };
+    let loader = loader(&args);
+    octet_server::serve(Options {
+        host: args.host,
+        port: args.port,
+        models,
+        aliases: args.alias,
+        loader,
+        api_keys: args.api_key,
+        key_file: args.api_keys,
+        data: if args.no_history { None } else { args.data },
+        planner: planner(),
+        tls: args.tls_cert.zip(args.tls_key),
+        limits,
+        origins: args.origin,
+        log_text: args.log_text,
+        ready: Box::new(|url| eprintln!("octet serves at {url}")),
+    })?;
+    Ok(())
+}
+
+fn start_log(args: &Args) {
+    let filter = tracing_subscriber::filter::Targets::new().with_default(tracing::Level::WARN);
+    let filter = filter.with_target("octet_server", tracing::Level::INFO);
+    let plain = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(std::io::stderr);
+    let plain = plain.with_target(false).with_ansi(std::io::stderr().is_terminal());
+    use tracing_subscriber::layer::SubscriberExt;
+    if args.log_json {
+        let _ = tracing::subscriber::set_global_default(plain.json().finish().with(filter));
+    } else {
+        let _ = tracing::subscriber::set_global_default(plain.finish().with(filter));
+    }
+}
+
+/// Name and path of a model.
+fn named(model: &str) -> anyhow::Result<(String, PathBuf)> {
+    if let Some((name, path)) = model.split_once('=').filter(|_| !Path::new(model).exists()) {
+        if name.is_empty() || name.contains('/') {
+            bail!("{model}: a model's name is not empty and has no slash");
+        }
+        return Ok((name.into(), path.into()));
+    }
+    let path = PathBuf::from(model);
+    let full = path.canonicalize().with_context(|| format!("cannot open {model}"))?;
+    let name = if full.is_dir() { full.file_name() } else { full.file_stem() };
+    let name = name.with_context(|| format!("{model} has no name; give it one as NAME={model}"))?;
+    Ok((name.to_string_lossy().into_owned(), path))
+}
+
+fn loader(args: &Args) -> Loader {
+    let (threads, context, kv, quantize, chunk, load_anyway) =
+        (args.threads, args.context, args.kv, args.quantize, args.chunk, args.load_anyway);
+    let (kv_bytes, max_queue, max_running) = (args.kv_memory.map(|mib| mib << 20), args.max_requests, args.max_running);
+    let (cache, cache_bytes, speculation) = (args.cache.clone(), args.cache_size << 20, !args.no_speculation);
+    Arc::new(move |path: &Path| {
+        let options = ModelOptions {
+            model: path.into(),
+            threads,
+            context,
+            kv,
+            quantize,
+            chunk,
+            experts_per_token: None,
+            load_anyway,
+        };
+        let disk_cache = cache.as_ref().map(|folder| DiskCacheOptions {
+            folder: folder.join(path.file_name().unwrap_or_default()),
+            bytes: cache_bytes,
+        });
+        let engine = EngineOptions { kv_bytes, max_queue, max_running, disk_cache, speculation, ..Default::default() };
+        load(&options, engine).map_err(|error| format!("{error:#}"))
+    })
+}
+
+fn load(options: &ModelOptions, engine: EngineOptions) -> anyhow::Result<Loaded> {
+    let cannot = || format!("cannot open {}", options.model.display());
+    let open = options.open_options()?;
+    let checkpoint = Arc::new(Checkpoint::open(&options.model).with_context(cannot)?);
+    if !options.load_anyway {
+        crate::plan::check_fits(&checkpoint, &open)?;
+    }
+    let progress = Progress::new("loading");
+    let engine = EngineOptions { open, ..engine };
+    let engine = Engine::load(checkpoint.clone(), &engine, Some(&mut |done, total| progress.at(done, total)));
+    let engine = engine.with_context(cannot)?;
+    progress.finish();
+    let facts = facts(&checkpoint, &engine, options);
+    let tokenizer = engine.tokenizer().clone();
+    Ok(Loaded { facts, tokenizer, engine: EngineHandle::new(engine) })
+}
+
+fn facts(checkpoint: &Checkpoint, engine: &Engine, options: &ModelOptions) -> Facts {
+    let (params, info) = (checkpoint.params(), engine.model());
+    let types = footprint::types_of(checkpoint, options.quantize);
+    Facts {
+        path: options.model.clone(),
+        file_bytes: footprint::file_bytes(params, footprint::types_of(checkpoint, None)),
+        weights_bytes: info.weights_bytes as u64,
+        parameters: params.n_parameters(),
+        active_parameters: params.n_active_parameters(),
+        quantization: most_common(params, types),
+        context: info.context,
+        layers: params.n_layers,
+        experts: info.config.num_experts,
+        experts_per_token: info.config.num_experts_per_tok,
+        dim: params.dim,
+        vocab_size: info.config.vocab_size,
+    }
+}
+
+/// The type of most weights.
+fn most_common(params: &Params, types: impl Fn(TensorName) -> ElementType) -> String {
+    let mut weights = BTreeMap::<String, u64>::new();
+    for name in params.tensors() {
+        let [rows, cols] = params.shape(name);
+        *weights.entry(types(name).to_string()).or_default() += (rows * cols) as u64;
+    }
+    weights.into_iter().max_by_key(|(_, n)| *n).map(|(name, _)| name).unwrap_or_default()
+}
+
+/// `octet plan` for the page: takes its options as JSON, and gives its report.
+fn planner() -> Planner {
+    Arc::new(|request| crate::plan::report_of(request).map_err(|error| format!("{error:#}")))
+}

@@ -1,0 +1,163 @@
+"""What a server meets: thousands of short requests, clients that go away, bodies that are no requests, too much at once.
+
+Every request is answered or refused in its API's own words; nothing leaks; afterwards the same question has the same answer.
+"""
+import asyncio
+import json
+import os
+import random
+import unittest
+import urllib.request
+from urllib.parse import urlsplit
+
+URL, KEY, PID = os.environ["OCTET_URL"], os.environ["OCTET_KEY"], os.environ["OCTET_SERVER_PID"]
+REQUESTS = int(os.environ.get("OCTET_REQUESTS", "1000"))
+PATHS = [
+    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/fim/completions", "/v1/messages",
+    "/v1/messages/count_tokens", "/api/chat", "/api/generate", "/api/embed", "/api/show", "/tokenize", "/detokenize",
+    "/octet/answers", "/octet/plan",
+]
+
+
+async def send(method, path, body, hang_up_after=None, headers=()):
+    """Status and body; None if we hung up."""
+    url = urlsplit(URL)
+    reader, writer = await asyncio.open_connection(url.hostname, url.port, limit=1 << 24)
+    try:
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {url.netloc}", f"Authorization: Bearer {KEY}", "Connection: close",
+                 f"Content-Length: {len(body)}", *headers]
+        writer.write(("\r\n".join(lines) + "\r\n\r\n").encode() + body)
+        if hang_up_after is not None:
+            await asyncio.sleep(hang_up_after)
+            return None
+        whole = await asyncio.wait_for(reader.read(), 120)
+        head, _, rest = whole.partition(b"\r\n\r\n")
+        return int(head.split()[1]), rest
+    finally:
+        writer.close()
+
+
+def chat(text, **more):
+    body = {"model": "small", "messages": [{"role": "user", "content": text}], "max_tokens": 4, "temperature": 0, **more}
+    return json.dumps(body).encode()
+
+
+def metric(name):
+    request = urllib.request.Request(URL + "/metrics", headers={"Authorization": "Bearer " + KEY})
+    text = urllib.request.urlopen(request).read().decode()
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name) and line[len(name)] in " {")
+
+
+def resident_mib():
+    with open(f"/proc/{PID}/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
+
+
+def noise(rng, depth=0):
+    """Any JSON."""
+    kind = rng.randrange(9 if depth < 3 else 6)
+    if kind == 7:
+        return [noise(rng, depth + 1) for _ in range(rng.randrange(4))]
+    if kind == 8:
+        return {noise_key(rng): noise(rng, depth + 1) for _ in range(rng.randrange(5))}
+    return [None, True, -1, 1e308, "x" * rng.randrange(9), 2**63, 0.5][kind % 7]
+
+
+KEYS = ("model messages prompt input role content tools tool_choice max_tokens n stream stop temperature logprobs echo type text "
+        "system options format function name parameters response_format json_schema schema tokens logit_bias seed suffix").split()
+
+
+def noise_key(rng):
+    return rng.choice(KEYS)
+
+
+def mutated(rng):
+    """A good request with something wrong in it."""
+    body = json.loads(chat("hi", model="small"))
+    for _ in range(rng.randrange(1, 4)):
+        body[noise_key(rng)] = noise(rng)
+    body.setdefault("max_tokens", 1)
+    body["max_tokens"] = 2 if not isinstance(body["max_tokens"], int) or body["max_tokens"] > 4 else body["max_tokens"]
+    body["n"] = 2 if isinstance(body.get("n"), int) and body["n"] > 2 else body.get("n")
+    return body
+
+
+class Robustness(unittest.IsolatedAsyncioTestCase):
+    async def asyncSetUp(self):
+        self.before = await send("POST", "/v1/completions", json.dumps({"model": "small", "prompt": "One two three", "temperature": 0}).encode())
+
+    async def asyncTearDown(self):
+        for _ in range(100):
+            if metric("octet_requests_running") == 0 and metric("octet_running_sequences") == 0:
+                break
+            await asyncio.sleep(0.1)
+        self.assertEqual(metric("octet_requests_running"), 0)
+        self.assertEqual(metric("octet_running_sequences"), 0)
+        self.assertEqual(metric("octet_kv_pages_used"), 0)
+        after = await send("POST", "/v1/completions", json.dumps({"model": "small", "prompt": "One two three", "temperature": 0}).encode())
+        self.assertEqual(json.loads(after[1])["choices"], json.loads(self.before[1])["choices"])
+
+    async def test_many_requests_of_which_some_are_abandoned(self):
+        rng, words, answers, resident = random.Random(1), "red sun sky tea win map".split(), {}, None
+
+        async def worker():
+            nonlocal resident
+            while self.left:
+                self.left -= 1
+                if self.left == REQUESTS // 2:
+                    resident = resident_mib()
+                text = " ".join(rng.choices(words, k=2))
+                hang_up = rng.choice([None, None, None, 0, 0.01, 0.05])
+                got = await send("POST", "/v1/chat/completions", chat(text, stream=rng.random() < 0.3), hang_up)
+                if got is None:
+                    continue
+                status, body = got
+                self.assertIn(status, (200, 429), body)
+                if status == 200 and body.startswith(b"{"):
+                    # The same question has the same answer, whatever else runs.
+                    content = json.loads(body)["choices"][0]["message"]["content"]
+                    self.assertEqual(answers.setdefault(text, content), content)
+
+        self.left = REQUESTS
+        await asyncio.gather(*(worker() for _ in range(24)))
+        self.assertLess(resident_mib(), resident + 40)
+
+    async def test_malformed_bodies_are_refused_in_words(self):
+        rng = random.Random(2)
+        for i in range(REQUESTS // 2):
+            path = rng.choice(PATHS)
+            body = json.dumps(mutated(rng) if i % 2 else noise(rng)).encode()
+            if rng.random() < 0.2:
+                body = body[: rng.randrange(len(body) + 1)] + bytes(rng.randrange(256) for _ in range(3))
+            status, answer = await send("POST", path, body)
+            self.assertNotEqual(status, 500, (path, body, answer))
+            if status >= 400:
+                self.assertTrue(json.loads(answer), (path, body))
+
+    async def test_oversize_is_refused(self):
+        status, body = await send("POST", "/v1/chat/completions", b" " * (17 << 20), headers=())
+        self.assertEqual(status, 413)
+        deep = b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        self.assertEqual((await send("POST", "/v1/chat/completions", deep))[0], 400)
+        self.assertEqual((await send("POST", "/v1/chat/completions", chat("word " * 100_000)))[0], 400)
+        self.assertEqual((await send("GET", "/v1/chat/completions", b""))[0], 405)
+        self.assertEqual((await send("GET", "/nothing", b""))[0], 404)
+
+    async def test_a_background_answer_can_be_left_and_found_again(self):
+        status, body = await send("POST", "/octet/answers", chat("Tell a story.", max_tokens=24))
+        self.assertEqual(status, 202)
+        path = "/octet/answers/" + json.loads(body)["id"]
+        await send("GET", path, b"", hang_up_after=0.05)
+        whole = (await send("GET", path, b""))[1]
+        later = (await send("GET", path + "?from=3", b""))[1]
+        self.assertIn(b"[DONE]", whole)
+        self.assertIn(b"id: 3\n", later)
+        self.assertNotIn(b"id: 2\n", later)
+
+    async def test_conversations_are_kept(self):
+        path = "/octet/conversations/c-1"
+        self.assertEqual((await send("PUT", path, b'{"title": "T"}'))[0], 204)
+        self.assertIn(b'"title": "T"', (await send("GET", path, b""))[1])
+        self.assertIn(b'"c-1"', (await send("GET", "/octet/conversations", b""))[1])
+        self.assertEqual((await send("DELETE", path, b""))[0], 204)
+        self.assertEqual((await send("GET", path, b""))[0], 404)

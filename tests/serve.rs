@@ -1,0 +1,51 @@
+//! What `octet serve` refuses before it listens, in one line that names the fault. tests/clients has what it serves.
+
+mod scratch;
+
+use scratch::{Scratch, fixtures, octet, text};
+
+#[test]
+fn without_keys_only_this_machine_may_come_in() {
+    let model = fixtures().join("mixtral-8x2");
+    octet(["serve", text(&model), "--host", "0.0.0.0", "--port", "0"]).refused_naming(&["loopback", "--api-key"]);
+}
+
+#[test]
+fn options_that_cannot_be_are_named() {
+    let scratch = Scratch::new();
+    let model = fixtures().join("mixtral-8x2");
+    let keys = scratch.file("keys", "alice sk-1\nbob");
+    octet(["serve", text(&model), "--api-keys", text(&keys)]).refused_naming(&["line 2", "bob"]);
+    let keys = scratch.file("keys", "alice sk-1 speed=3");
+    octet(["serve", text(&model), "--api-keys", text(&keys)]).refused_naming(&["line 1", "speed"]);
+    octet(["serve", text(&model), "--port", "0", "--alias", "x=nothing"])
+        .refused_naming(&["--alias x=nothing", "mixtral-8x2"]);
+    octet(["serve", text(&model), text(&model), "--port", "0"]).refused_naming(&["mixtral-8x2", "two models"]);
+    let pem = scratch.file("cert.pem", "nothing");
+    octet(["serve", text(&model), "--port", "0", "--tls-cert", text(&pem), "--tls-key", text(&pem)])
+        .refused_naming(&["cert.pem"]);
+    octet(["serve", text(&model), "--tls-cert", text(&pem)]).refused_naming(&["--tls-key"]);
+}
+
+#[test]
+fn a_model_that_is_not_there_or_has_no_words_is_named() {
+    let scratch = Scratch::new();
+    octet(["serve", text(&scratch.path("missing.gguf"))]).refused_naming(&["missing.gguf"]);
+    // The reference models have no tokenizer.
+    octet(["serve", text(&fixtures().join("mixtral-8x2")), "--port", "0"]).refused_naming(&["tokenizer"]);
+}
+
+#[test]
+fn an_address_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    octet(["serve", text(&fixtures().join("mixtral-8x2")), "--port", &port]).refused_naming(&["cannot listen", &port]);
+}
+
+#[test]
+fn a_load_needs_a_server_that_answers() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    octet(["bench", "--server", &format!("http://{closed}")]).refused_naming(&["cannot connect"]);
+    octet(["bench", "--server", "ftp://x"]).refused_naming(&["ftp://x", "http://"]);
+    octet(["bench", "--server", &format!("http://{closed}"), "--rate", "0"]).refused_naming(&["--rate"]);
+}
