@@ -1,20 +1,21 @@
 //! How much each column of each matrix matters: the mean square of what it is multiplied with, over a text.
 //!
-//! Quantization then spends its precision where the model uses it. The file is llama.cpp's `imatrix` GGUF: for a matrix
-//! `NAME` (all experts of a layer together) `NAME.in_sum2 [num_experts, cols]`, sums of squares, and
-//! `NAME.counts [num_experts, 1]`, tokens seen.
+//! Quantization then spends its precision where the model uses it. Files are llama.cpp's, see `importance_file`; written is
+//! the newer kind, with all experts of a layer in one tensor.
 //!
 //! An expert that saw too few tokens has no opinion of its own. The rule: below [`MIN_TOKENS`] tokens it gets the mean of
 //! all experts of its layer, each token counted once; where no expert of the layer saw any, the matrix is quantized without.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail};
-use octet_checkpoint::gguf::{self, Array, Value};
+use octet_checkpoint::gguf::{Array, Value};
 use octet_checkpoint::write::{self, NewTensor, Plan};
-use octet_checkpoint::{ElementType, ExpertMatrix, LayerTensor, Params, StoredTensor, StoredType, TensorName};
+use octet_checkpoint::{ElementType, ExpertMatrix, LayerTensor, Params, TensorName};
 use octet_model::Record;
+
+use crate::importance_file::{self, StoredImportance};
 
 /// Tokens that an expert must have seen for its own figures to be used.
 pub const MIN_TOKENS: u64 = 64;
@@ -45,10 +46,6 @@ impl Seen {
 /// Collects while the model runs. The head is left out: it is kept finer in any case, and would need the logits of
 /// every token.
 impl Record for Importance {
-    fn wants_inputs(&self) -> bool {
-        true
-    }
-
     fn input(&mut self, layer: usize, tensor: LayerTensor, x: &[f32], cols: usize) {
         self.add(TensorName::Layer(layer, tensor), x, cols);
     }
@@ -100,24 +97,27 @@ impl Importance {
         unseen.into_iter().collect()
     }
 
-    /// Reads llama.cpp's `imatrix` GGUF. Errors: another kind of file, or one of a model of another shape.
+    /// Reads what llama-imatrix or [`Importance::plan`] wrote. Errors: another kind of file, or one of a model of another
+    /// shape.
     pub fn read(path: &Path, params: &Params) -> anyhow::Result<Importance> {
-        let file = gguf::File::open(path).context("an importance matrix is a GGUF as llama-imatrix writes it")?;
-        let tensors: HashMap<&str, &StoredTensor> = file.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
-        let mut importance = Importance::default();
-        importance.datasets.extend(file.metadata().strings("imatrix.datasets").unwrap_or_default().iter().cloned());
+        let file = importance_file::read(path)?;
+        let mut importance = Importance { datasets: file.datasets, ..Importance::default() };
         for name in matrices(params) {
-            let (stored, index, n_stored) = stored_place(params, name);
-            let (sums, counts) = (format!("{stored}.in_sum2"), format!("{stored}.counts"));
-            let (Some(sums), Some(counts)) = (tensors.get(sums.as_str()), tensors.get(counts.as_str())) else {
-                continue;
-            };
-            let [_, cols] = params.shape(name);
-            let squares = part(&file, sums, index, n_stored, cols)?;
-            // Where all experts of a tensor saw the same tokens there is one count for all.
-            let n_counts = if counts.elements() == 1 { 1 } else { n_stored };
-            let tokens = part(&file, counts, index.min(n_counts - 1), n_counts, 1)?[0].max(0.0) as u64;
-            importance.matrices.insert(name, Seen { squares, tokens });
+            let (merged, index, n) = stored_place(params, name);
+            let single = single_expert(name);
+            let found = file.tensors.get_key_value(&merged).map(|found| (found, index, n));
+            let found = found.or_else(|| Some((file.tensors.get_key_value(single.as_ref()?)?, 0, 1)));
+            if let Some(((stored_name, stored), index, n)) = found {
+                let [_, cols] = params.shape(name);
+                let seen = part(stored, index, n, cols).with_context(|| {
+                    let has = stored.squares.len();
+                    let what = format!(
+                        "{has} columns of importance, but this model needs {n} x {cols}; it is another model's"
+                    );
+                    format!("{}: {stored_name} has {what}", path.display())
+                })?;
+                importance.matrices.insert(name, seen);
+            }
         }
         if importance.matrices.is_empty() {
             bail!("{}: holds no importance of this model's matrices; make one with --calibrate", path.display());
@@ -195,19 +195,22 @@ fn with_expert(name: TensorName, index: usize) -> TensorName {
     }
 }
 
-/// The `index`-th of `n` runs of `cols` floats that make up a stored tensor.
-fn part(file: &gguf::File, tensor: &StoredTensor, index: usize, n: usize, cols: usize) -> anyhow::Result<Vec<f64>> {
-    let path = PathBuf::from(file.path());
-    if tensor.element_type != StoredType::Known(ElementType::F32) || tensor.elements() != (n * cols) as u64 {
-        let (name, shape) = (&tensor.name, &tensor.shape);
-        bail!(
-            "{}: tensor {name} is {shape:?} of {}, but this model needs [{n}, {cols}] of F32; it is another model's",
-            path.display(),
-            tensor.element_type
-        );
+/// The name that an expert's matrix had before experts were merged, in files of up to April 2024.
+fn single_expert(name: TensorName) -> Option<String> {
+    let TensorName::Layer(layer, LayerTensor::Expert(expert, matrix)) = name else { return None };
+    Some(format!("blk.{layer}.ffn_{}.{expert}.weight", matrix.gguf()))
+}
+
+/// What the `index`-th of the `n` matrices of a stored tensor saw; `None` if their columns are not `cols` each.
+fn part(stored: &StoredImportance, index: usize, n: usize, cols: usize) -> Option<Seen> {
+    if stored.squares.len() != n * cols || (stored.tokens.len() != n && stored.tokens.len() != 1) {
+        return None;
     }
-    let floats = file.bytes(tensor).as_chunks::<4>().0;
-    Ok(floats[index * cols..(index + 1) * cols].iter().map(|&bytes| f64::from(f32::from_le_bytes(bytes))).collect())
+    let squares: Vec<f64> = stored.squares[index * cols..][..cols].iter().map(|&x| f64::from(x)).collect();
+    let tokens = stored.tokens[index.min(stored.tokens.len() - 1)].max(0.0) as u64;
+    // The older format says of an expert that saw nothing that all columns matter alike.
+    let says_nothing = n > stored.tokens.len() && squares.iter().all(|x| *x == squares[0]);
+    Some(Seen { squares, tokens: if says_nothing { 0 } else { tokens } })
 }
 
 fn sum<'a>(all: impl Iterator<Item = &'a Seen>) -> Seen {
@@ -281,5 +284,45 @@ mod tests {
         assert_eq!(read.of(TensorName::Output), Some(vec![0.25; params.dim]));
         let other = Params { dim: params.dim * 2, ..params };
         assert!(Importance::read(&out, &other).unwrap_err().to_string().contains("another model's"));
+    }
+
+    /// An entry of a `.dat`.
+    fn entry(name: &str, n_calls: i32, values: &[f32]) -> Vec<u8> {
+        let mut bytes = (name.len() as i32).to_le_bytes().to_vec();
+        bytes.extend(name.as_bytes());
+        bytes.extend([n_calls, values.len() as i32].into_iter().flat_map(i32::to_le_bytes));
+        bytes.extend(values.iter().flat_map(|x| x.to_le_bytes()));
+        bytes
+    }
+
+    #[test]
+    fn the_older_format_is_read_with_either_naming_of_experts() {
+        let params = params();
+        let [_, cols] = params.shape(w2(0, 0));
+        let merged: Vec<f32> = (0..4 * cols).map(|i| if i < cols { 7.0 } else { i as f32 }).collect();
+        let single: Vec<f32> = (0..cols).map(|i| 2.0 * i as f32).collect();
+        let entries = [entry("blk.0.ffn_down_exps.weight", 7, &merged), entry("blk.1.ffn_down.3.weight", 2, &single)];
+        let mut bytes = 2i32.to_le_bytes().to_vec();
+        entries.iter().for_each(|entry| bytes.extend(entry));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("imatrix.dat");
+        let read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            Importance::read(&path, &params)
+        };
+        for end in [&[][..], &[9, 0, 0, 0, 4, 0, 0, 0, b't', b'e', b'x', b't']] {
+            let read = read(&[&bytes, end].concat()).unwrap();
+            let expected: Vec<f32> = (cols..2 * cols).map(|i| i as f32 / 7.0).collect();
+            let got = read.of(w2(0, 1)).unwrap();
+            assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5 * b), "{got:?}");
+            assert_eq!(read.of(w2(0, 0)), None, "an expert whose columns are all alike saw nothing");
+            assert_eq!(read.of(w2(1, 3)).unwrap()[5], 5.0);
+            assert_eq!(read.datasets.first().map(String::as_str), (!end.is_empty()).then_some("text"));
+        }
+        for len in (0..bytes.len()).step_by(13) {
+            let error = format!("{:#}", read(&bytes[..len]).unwrap_err());
+            assert!(error.contains("imatrix.dat") && error.contains("ends within"), "{error}");
+        }
+        assert!(format!("{:#}", read(&[255; 64]).unwrap_err()).contains("negative"));
     }
 }

@@ -10,7 +10,7 @@ use octet_checkpoint::write::{self, NewTensor, Outline, Plan, outlines};
 use octet_checkpoint::{Checkpoint, ElementType, ExpertMatrix, LayerTensor, Layout, TensorName};
 
 use crate::calibrate::{self, MAX_TOKENS};
-use crate::compare;
+use crate::compare::CompareOptions;
 use crate::format;
 use crate::importance::{Importance, MIN_TOKENS};
 use crate::output::{self, OutputOptions};
@@ -20,7 +20,7 @@ use crate::type_choice::{self, Override};
 
 /// Write a smaller GGUF with quantized weights
 ///
-/// Needs little memory for a model of any size (--calibrate aside, which runs the model). A mix gives each role its type:
+/// Needs under 4 GiB of memory for a model of any size: also --calibrate and --compare run it a layer at a time. A mix gives each role its type:
 /// attention v and the experts' down-projection are kept finer, routers and norms stay F32, and rows that are no multiple
 /// of 256 wide get a type of blocks of 32. A run that was killed goes on where it stopped when given again.
 #[derive(clap::Args)]
@@ -41,15 +41,14 @@ pub struct Args {
     /// Write what --calibrate learns to this GGUF, in the format of llama-imatrix
     #[arg(long, value_name = "FILE", requires = "calibrate")]
     save_importance: Option<PathBuf>,
-    /// Take what --calibrate or llama-imatrix learned from this GGUF
+    /// Take what --calibrate or llama-imatrix learned from this file, a GGUF or an older .dat
     #[arg(long, value_name = "FILE")]
     importance: Option<PathBuf>,
     /// Another type for one role, such as ffn_down=Q6_K or output=Q8_0; may be given several times
     #[arg(long = "set", value_name = "ROLE=TYPE", value_parser = type_choice::override_)]
     overrides: Vec<Override>,
-    /// Compare the result with the source, role by role
-    #[arg(long)]
-    compare: bool,
+    #[command(flatten)]
+    compare: CompareOptions,
     #[command(flatten)]
     output: OutputOptions,
 }
@@ -59,16 +58,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let checkpoint = Arc::new(Checkpoint::open(&args.model)?);
     output::refuse_inside(&args.out, &checkpoint)?;
     let mut notes = Vec::from_iter(requantizing(&checkpoint)?);
+    let compared_on = args.compare.prepare(&checkpoint)?;
     let importance = importance(&args, &checkpoint, &mut notes)?;
     let text = tokenizer_files::carry(&checkpoint, Layout::Gguf)?;
     notes.extend(text.notes.iter().cloned());
     let plan = plan(&args, &checkpoint, &text, importance.as_ref())?;
     notes.push(summary(&args, &plan));
     args.output.write(&args.out, &plan, made_from(&args, &checkpoint)?)?;
+    args.compare.run(Arc::clone(&checkpoint), &args.out, compared_on.as_ref(), args.output.threads()?)?;
     notes.iter().for_each(|note| output::tell(note));
-    if args.compare {
-        compare::print(&checkpoint, &Checkpoint::open(&args.out)?, args.output.threads()?)?;
-    }
     Ok(())
 }
 

@@ -115,6 +115,34 @@ fn the_comparison_tells_how_far_weights_moved() {
     assert!(norms.contains("F32") && norms.contains(" 0 %"), "{norms}");
 }
 
+#[test]
+fn predictions_are_compared_and_limits_hold() {
+    let scratch = Scratch::new();
+    let model = scratch.copy_of("mixtral-4x1-wide", "model");
+    let text_file = scratch.file("text.txt", "the quick brown fox jumps over the lazy dog ".repeat(20));
+    let compare = format!("--compare={}", text(&text_file));
+    let quantize = |out: &str, mix: &str, more: &[&str]| {
+        octet([&["quantize", text(&model), text(&scratch.path(out)), "--to", mix, "--force", &compare], more].concat())
+    };
+    quantize("out.gguf", "Q8_0", &[]).refused_naming(&["--compare", "tokenizer"]);
+    assert!(!scratch.path("out.gguf").exists(), "what cannot be compared is not begun");
+    std::fs::write(model.join("tokenizer.json"), letters_tokenizer().to_string()).unwrap();
+    let kl = |table: &str| -> f64 {
+        let line = table.lines().find(|line| line.contains("KL divergence")).unwrap_or_else(|| panic!("{table}"));
+        line.split_whitespace().nth(3).unwrap().parse().unwrap()
+    };
+    let same = quantize("f32.gguf", "F32", &["--max-kl", "0", "--max-flips", "0"]).succeeded();
+    assert_eq!(kl(&same), 0.0, "{same}");
+    let (fine, coarse) = (quantize("q8.gguf", "Q8_0", &[]).succeeded(), quantize("q2.gguf", "Q2_K", &[]).succeeded());
+    assert!(kl(&fine) > 0.0 && kl(&coarse) > 10.0 * kl(&fine), "{fine}{coarse}");
+    let limit = format!("{}", kl(&coarse) / 2.0);
+    quantize("q2.gguf", "Q2_K", &["--max-kl", &limit]).refused_naming(&["--max-kl", &limit, "q2.gguf"]);
+    assert!(scratch.path("q2.gguf").exists());
+    quantize("q2.gguf", "Q2_K", &["--max-kl", "-1"]).refused_naming(&["--max-kl"]);
+    octet(["quantize", text(&model), text(&scratch.path("x.gguf")), "--to", "Q2_K", "--compare", "--max-kl", "1"])
+        .refused_naming(&["--compare=TEXT"]);
+}
+
 /// A file as llama-imatrix writes it changes the bytes of the matrices that it names, and only those.
 #[test]
 fn an_importance_file_guides_the_search() {

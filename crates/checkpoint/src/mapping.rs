@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 use crate::Error;
 
+/// What stands in place of a large file where a repository was cloned without Git LFS.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/";
+
 /// A file mapped for reading.
 #[derive(Debug)]
 pub(crate) struct Mapping {
@@ -32,6 +35,12 @@ impl Mapping {
         // SAFETY: the map is read-only and private to this struct; what a change of the file under us can do is
         // said at the head of this module, and every program that maps weights lives with it.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        if map.starts_with(LFS_POINTER) {
+            return Err(Error::malformed(
+                path,
+                "is a pointer of Git LFS in place of the file; run `git lfs pull` there",
+            ));
+        }
         Ok(Mapping { path: path.to_owned(), map })
     }
 

@@ -323,6 +323,8 @@ fn a_gguf_that_breaks_its_format() {
     let put_u32 =
         |at: usize, value: u32| move |bytes: &mut Vec<u8>| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
     gguf.refused_bytes(|b| b.clear(), &["the file is empty"]);
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+    gguf.refused_bytes(|b| *b = pointer.to_vec(), &["m.gguf: is a pointer of Git LFS", "git lfs pull"]);
     gguf.refused_bytes(|b| b.fill(0), &["m.gguf: is no GGUF file"]);
     gguf.refused_bytes(|b| b[..4].copy_from_slice(b"tjgg"), &["before GGUF"]);
     gguf.refused_bytes(put_u32(4, 1), &["GGUF version 1 is not supported", "newer GGUF"]);

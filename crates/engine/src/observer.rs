@@ -139,10 +139,6 @@ impl Record for Both<'_> {
         self.1.routing(layer, routing);
     }
 
-    fn wants_inputs(&self) -> bool {
-        self.0.wants_inputs() || self.1.wants_inputs()
-    }
-
     fn input(&mut self, layer: usize, tensor: LayerTensor, x: &[f32], cols: usize) {
         self.0.input(layer, tensor, x, cols);
         self.1.input(layer, tensor, x, cols);

@@ -72,9 +72,7 @@ impl Attention {
         pages.append_all(step.pool, step.layer, queries.clone(), k, v);
         let past = AttentionLayer { pages, layer: step.layer, window: config.sliding_window };
         octet_kernels::attention(step.pool, q, &past, queries, scratch, attended);
-        if record.wants_inputs() {
-            record.input(step.layer, LayerTensor::Wo, attended, config.q_dim());
-        }
+        record.input(step.layer, LayerTensor::Wo, attended, config.q_dim());
         attended_rows.set(step.pool, attended, config.q_dim(), Reads::of([&self.wo]));
         matmul(step.pool, &mut [Product { w: &self.wo, x: attended_rows, y: out }]);
     }

@@ -38,29 +38,34 @@ impl ExpertWeights {
     }
 }
 
-/// The same, one expert after the other by plain products, so that the inputs of every matrix can be recorded.
-/// `x [tokens, dim]` as floats.
-pub(crate) fn forward_recorded(
+/// Rows that an expert is given at a time by [`add_answers`], to bound its buffers.
+const ROWS: usize = 1024;
+
+/// Which expert of which layer.
+#[derive(Clone, Copy)]
+pub(crate) struct ExpertIndex {
+    pub(crate) layer: usize,
+    pub(crate) expert: usize,
+}
+
+/// `y += p · expert(x)` for the tokens that chose this expert, by plain products, so that the inputs of every matrix can be
+/// recorded, and no other expert need be in memory. `x`, `y`: `[tokens, dim]`.
+pub(crate) fn add_answers(
     pool: &ThreadPool,
-    layer: usize,
-    experts: &[ExpertWeights],
+    (index, expert): (ExpertIndex, &ExpertWeights),
     x: &[f32],
     routing: &Routing,
     record: &mut dyn Record,
     y: &mut [f32],
 ) {
-    y.fill(0.0);
-    let dim = experts[0].w1.cols();
-    for (index, expert) in experts.iter().enumerate() {
-        let chosen: Vec<(usize, f32)> = (routing.experts.iter().zip(&routing.weights).enumerate())
-            .filter(|(_, (e, _))| **e as usize == index)
-            .map(|(at, (_, weight))| (at / routing.per_token, *weight))
-            .collect();
-        if chosen.is_empty() {
-            continue;
-        }
+    let dim = expert.w1.cols();
+    let chosen: Vec<(usize, f32)> = (routing.experts.iter().zip(&routing.weights).enumerate())
+        .filter(|(_, (e, _))| **e as usize == index.expert)
+        .map(|(at, (_, weight))| (at / routing.per_token, *weight))
+        .collect();
+    for chosen in chosen.chunks(ROWS) {
         let input: Vec<f32> = chosen.iter().flat_map(|&(token, _)| &x[token * dim..][..dim]).copied().collect();
-        let answers = answer(pool, layer, index, expert, &input, record);
+        let answers = answer(pool, index, expert, &input, record);
         for (&(token, weight), answer) in chosen.iter().zip(answers.chunks_exact(dim)) {
             y[token * dim..][..dim].iter_mut().zip(answer).for_each(|(y, a)| *y += weight * a);
         }
@@ -70,16 +75,17 @@ pub(crate) fn forward_recorded(
 /// One expert on `x [rows, dim]`; gives `[rows, dim]`.
 fn answer(
     pool: &ThreadPool,
-    layer: usize,
-    index: usize,
+    index: ExpertIndex,
     expert: &ExpertWeights,
     x: &[f32],
     record: &mut dyn Record,
 ) -> Vec<f32> {
     let (dim, hidden_dim) = (expert.w1.cols(), expert.w1.rows());
     let n = x.len() / dim;
-    record.input(layer, LayerTensor::Expert(index, ExpertMatrix::W1), x, dim);
-    record.input(layer, LayerTensor::Expert(index, ExpertMatrix::W3), x, dim);
+    let mut input =
+        |matrix, x: &[f32], cols| record.input(index.layer, LayerTensor::Expert(index.expert, matrix), x, cols);
+    input(ExpertMatrix::W1, x, dim);
+    input(ExpertMatrix::W3, x, dim);
     let mut rows = Activations::new();
     rows.set(pool, x, dim, Reads::of([&expert.w1, &expert.w3]));
     let (mut gate, mut up) = (vec![0.0; n * hidden_dim], vec![0.0; n * hidden_dim]);
@@ -89,7 +95,7 @@ fn answer(
     );
     let mut hidden = vec![0.0; n * hidden_dim];
     swiglu(&gate, &up, &mut hidden);
-    record.input(layer, LayerTensor::Expert(index, ExpertMatrix::W2), &hidden, hidden_dim);
+    input(ExpertMatrix::W2, &hidden, hidden_dim);
     rows.set(pool, &hidden, hidden_dim, Reads::of([&expert.w2]));
     let mut y = vec![0.0; n * dim];
     matmul(pool, &mut [Product { w: &expert.w2, x: &rows, y: &mut y }]);

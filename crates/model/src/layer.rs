@@ -42,36 +42,42 @@ impl Layer {
         buffers: &mut LayerBuffers,
         record: &mut dyn Record,
     ) {
-        let LayerBuffers { normed, rows, delta, routing, attention, scratch } = buffers;
-        let dim = step.config.dim;
-        normed.resize(x.len(), 0.0);
-        delta.resize(x.len(), 0.0);
-
-        norm_rows(x, &self.attention_norm, step.config.norm_eps, normed);
-        let Attention { wq, wk, wv, .. } = &self.attention;
-        rows.set(step.pool, normed, dim, Reads::of([wq, wk, wv]));
-        if record.wants_inputs() {
-            for tensor in [LayerTensor::Wq, LayerTensor::Wk, LayerTensor::Wv] {
-                record.input(step.layer, tensor, normed, dim);
-            }
-        }
-        self.attention.forward(step, rows, cache, attention, record, delta);
-        add_assign(x, delta);
-
+        self.attend(step, x, cache, buffers, record);
+        let LayerBuffers { normed, rows, delta, routing, scratch, .. } = buffers;
         norm_rows(x, &self.ffn_norm, step.config.norm_eps, normed);
         let first = self.experts.iter().flat_map(|expert| [&expert.w1, &expert.w3]);
-        rows.set(step.pool, normed, dim, Reads::of(first.chain(&self.router)));
+        rows.set(step.pool, normed, step.config.dim, Reads::of(first.chain(&self.router)));
         self.route(step, rows, routing);
         record.routing(step.layer, routing);
-        if record.wants_inputs() {
-            experts::forward_recorded(step.pool, step.layer, &self.experts, normed, routing, record, delta);
-        } else {
-            experts::forward(step.pool, &self.experts, rows, routing, scratch, delta);
-        }
+        experts::forward(step.pool, &self.experts, rows, routing, scratch, delta);
         add_assign(x, delta);
     }
 
-    fn route(&self, step: &Step<'_>, rows: &Activations, routing: &mut Routing) {
+    /// The first half: `x += attention(norm(x))`.
+    pub(crate) fn attend(
+        &self,
+        step: &Step<'_>,
+        x: &mut [f32],
+        cache: &mut KvCache,
+        buffers: &mut LayerBuffers,
+        record: &mut dyn Record,
+    ) {
+        let LayerBuffers { normed, rows, delta, attention, .. } = buffers;
+        let dim = step.config.dim;
+        normed.resize(x.len(), 0.0);
+        delta.resize(x.len(), 0.0);
+        norm_rows(x, &self.attention_norm, step.config.norm_eps, normed);
+        let Attention { wq, wk, wv, .. } = &self.attention;
+        rows.set(step.pool, normed, dim, Reads::of([wq, wk, wv]));
+        for tensor in [LayerTensor::Wq, LayerTensor::Wk, LayerTensor::Wv] {
+            record.input(step.layer, tensor, normed, dim);
+        }
+        self.attention.forward(step, rows, cache, attention, record, delta);
+        add_assign(x, delta);
+    }
+
+    /// Chooses the experts of each row of the normed stream.
+    pub(crate) fn route(&self, step: &Step<'_>, rows: &Activations, routing: &mut Routing) {
         let asked = step.batch.experts_per_token.unwrap_or(step.config.num_experts_per_tok);
         match &self.router {
             Some(wg) => routing.route(step.pool, wg, rows, asked),

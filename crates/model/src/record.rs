@@ -14,12 +14,8 @@ pub trait Record {
     /// What the router of `layer` said and chose.
     fn routing(&mut self, _layer: usize, _routing: &Routing) {}
 
-    /// True if [`Record::input`] wants to be called: the layers then run their plain, unfused way.
-    fn wants_inputs(&self) -> bool {
-        false
-    }
-
-    /// `x [rows, cols]` is about to be multiplied by `tensor` of `layer`.
+    /// `x [rows, cols]` is about to be multiplied by `tensor` of `layer`. The experts' inputs are reported by
+    /// [`crate::Layerwise`] only: a [`crate::Transformer`] fuses their products.
     fn input(&mut self, _layer: usize, _tensor: LayerTensor, _x: &[f32], _cols: usize) {}
 
     /// `x [rows, dim]` is about to be multiplied by the output head.

@@ -40,6 +40,14 @@ impl Routing {
         self.weights.resize(n_tokens, 1.0);
     }
 
+    /// Adds the rows of another of the same model.
+    pub(crate) fn append(&mut self, other: &Routing) {
+        (self.per_token, self.num_experts) = (other.per_token, other.num_experts);
+        self.logits.extend_from_slice(&other.logits);
+        self.experts.extend_from_slice(&other.experts);
+        self.weights.extend_from_slice(&other.weights);
+    }
+
     /// Chooses the best `per_token` experts of each of `n_tokens` tokens by `logits`, and weighs them.
     ///
     /// # Panics

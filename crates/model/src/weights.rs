@@ -28,14 +28,10 @@ pub(crate) fn load(
     pool: &ThreadPool,
     options: LoadOptions<'_>,
 ) -> Result<Weights, Error> {
-    let total = checkpoint.params().tensors().filter_map(|name| checkpoint.find(name)).map(|t| bytes(&t)).sum();
-    let mut loader = Loader { checkpoint, pool, options, done: 0, total };
+    let mut loader = Loader::new(checkpoint, pool, options);
     let layers = (0..config.n_layers).map(|index| loader.layer(config, index)).collect::<Result<_, _>>()?;
     let norm = loader.vector(TensorName::OutputNorm)?;
-    let output = match checkpoint.params().tied_embeddings {
-        true => loader.matrix(TensorName::TokenEmbedding)?,
-        false => loader.matrix(TensorName::Output)?,
-    };
+    let output = loader.head()?;
     // Once more for all: reading a tensor maps pages around it too, of neighbours that were let go before.
     checkpoint.params().tensors().filter_map(|name| checkpoint.find(name)).for_each(|tensor| tensor.forget_pages());
     Ok(Weights { layers, norm, output })
@@ -45,7 +41,8 @@ fn bytes(tensor: &Tensor<'_>) -> u64 {
     tensor.rows() as u64 * tensor.row_bytes() as u64
 }
 
-struct Loader<'a, 'p> {
+/// Reads tensors one by one, and tells how far it is.
+pub(crate) struct Loader<'a, 'p> {
     checkpoint: &'a Checkpoint,
     pool: &'a ThreadPool,
     options: LoadOptions<'p>,
@@ -53,8 +50,20 @@ struct Loader<'a, 'p> {
     total: u64,
 }
 
-impl Loader<'_, '_> {
+impl<'a, 'p> Loader<'a, 'p> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, pool: &'a ThreadPool, options: LoadOptions<'p>) -> Loader<'a, 'p> {
+        let total = checkpoint.params().tensors().filter_map(|name| checkpoint.find(name)).map(|t| bytes(&t)).sum();
+        Loader { checkpoint, pool, options, done: 0, total }
+    }
+
     fn layer(&mut self, config: &Config, index: usize) -> Result<Layer, Error> {
+        let mut layer = self.layer_without_experts(config, index)?;
+        layer.experts = (0..config.num_experts).map(|e| self.expert(index, e)).collect::<Result<_, Error>>()?;
+        Ok(layer)
+    }
+
+    /// A layer's norms, attention and router.
+    pub(crate) fn layer_without_experts(&mut self, config: &Config, index: usize) -> Result<Layer, Error> {
         use LayerTensor::*;
         let at = |tensor| TensorName::Layer(index, tensor);
         Ok(Layer {
@@ -67,19 +76,28 @@ impl Loader<'_, '_> {
             },
             ffn_norm: self.vector(at(FfnNorm))?,
             router: if config.routed { Some(self.router(at(Router))?) } else { None },
-            experts: (0..config.num_experts)
-                .map(|e| {
-                    Ok(ExpertWeights {
-                        w1: self.matrix(at(Expert(e, ExpertMatrix::W1)))?,
-                        w2: self.matrix(at(Expert(e, ExpertMatrix::W2)))?,
-                        w3: self.matrix(at(Expert(e, ExpertMatrix::W3)))?,
-                    })
-                })
-                .collect::<Result<_, Error>>()?,
+            experts: Vec::new(),
         })
     }
 
-    fn vector(&mut self, name: TensorName) -> Result<Vec<f32>, Error> {
+    pub(crate) fn expert(&mut self, layer: usize, expert: usize) -> Result<ExpertWeights, Error> {
+        let mut matrix = |matrix| self.matrix(TensorName::Layer(layer, LayerTensor::Expert(expert, matrix)));
+        Ok(ExpertWeights {
+            w1: matrix(ExpertMatrix::W1)?,
+            w2: matrix(ExpertMatrix::W2)?,
+            w3: matrix(ExpertMatrix::W3)?,
+        })
+    }
+
+    /// The output head, be it the embedding's matrix too.
+    pub(crate) fn head(&mut self) -> Result<PackedMatrix, Error> {
+        match self.checkpoint.params().tied_embeddings {
+            true => self.matrix(TensorName::TokenEmbedding),
+            false => self.matrix(TensorName::Output),
+        }
+    }
+
+    pub(crate) fn vector(&mut self, name: TensorName) -> Result<Vec<f32>, Error> {
         let tensor = self.checkpoint.tensor(name)?;
         let values = floats(&tensor, 0..1);
         self.count(&tensor);

@@ -2,9 +2,11 @@
 //! layouts, at once, token by token and in any chunking.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use octet_checkpoint::{Checkpoint, ExpertMatrix, LayerTensor};
 use octet_kernels::KvType;
-use octet_model::{Batch, KvCache, LoadOptions, Logits, Nothing, Record, Routing, Transformer, Workspace};
+use octet_model::{Batch, KvCache, Layerwise, LoadOptions, Logits, Nothing, Record, Routing, Transformer, Workspace};
 use safetensors::SafeTensors;
 
 /// Largest difference over the largest value. f32 sums in another order than PyTorch's: the widths of the fixtures (256 at
@@ -205,31 +207,46 @@ fn greedy_text_agrees_with_transformers() {
     }
 }
 
+/// A layer at a time, an expert at a time, all texts at once: the same numbers, and the inputs of every matrix.
 #[test]
-fn recording_inputs_gives_the_same_numbers() {
-    struct Inputs(usize);
+fn a_layer_at_a_time_gives_the_same_numbers() {
+    #[derive(Default)]
+    struct Inputs {
+        rows: std::collections::BTreeMap<(usize, usize), usize>,
+        seen: Seen,
+    }
     impl Record for Inputs {
-        fn wants_inputs(&self) -> bool {
-            true
+        fn routing(&mut self, layer: usize, routing: &Routing) {
+            self.seen.routing(layer, routing);
         }
-        fn input(&mut self, _layer: usize, _tensor: octet_checkpoint::LayerTensor, x: &[f32], cols: usize) {
-            assert!(x.len().is_multiple_of(cols));
-            self.0 += 1;
+        fn input(&mut self, layer: usize, tensor: LayerTensor, x: &[f32], cols: usize) {
+            let kind = match tensor {
+                LayerTensor::Wq => 0,
+                LayerTensor::Wo => 1,
+                LayerTensor::Expert(_, ExpertMatrix::W1) => 2,
+                LayerTensor::Expert(_, ExpertMatrix::W2) => 3,
+                _ => 4,
+            };
+            *self.rows.entry((layer, kind)).or_default() += x.len() / cols;
         }
     }
     for folder in models() {
         let (ids, length) = Reference::of(&folder).ids("input_ids");
-        let model = open(&folder, 2);
-        let expected = run(&model, &ids[..length], length, length).logits;
-        let mut cache = KvCache::new(model.config(), KvType::F32, length).unwrap();
-        let sequence = cache.add_sequence();
-        let mut batch = Batch::default();
-        batch.push(sequence, &ids[..length], Logits::All);
-        let mut inputs = Inputs(0);
-        let mut workspace = Workspace::default();
-        let logits = model.forward(&batch, &mut cache, &mut workspace, &mut inputs).unwrap();
-        assert_close("recorded", logits, &expected);
-        assert!(inputs.0 >= model.config().n_layers * 7, "{}: {} inputs", folder.display(), inputs.0);
+        let expected = run(&open(&folder, 2), &ids, length, length);
+        let model = Layerwise::new(Arc::new(Checkpoint::open(&folder).unwrap()), 2).unwrap();
+        let texts: Vec<&[u32]> = ids.chunks_exact(length).collect();
+        let (mut inputs, mut last) = (Inputs::default(), (0, 0));
+        let normed = model.forward(&texts, &mut inputs, &mut |done, total| last = (done, total)).unwrap();
+        assert_close("logits", &model.head().unwrap().logits(&normed), &expected.logits);
+        assert_eq!(inputs.seen.experts.concat(), expected.experts.concat(), "{}", folder.display());
+        assert!(last.0 > 0 && last.0 < last.1, "{last:?}: all but embedding and head");
+        let per_token = model.config().num_experts_per_tok;
+        for layer in 0..model.config().n_layers {
+            let rows = |kind| inputs.rows[&(layer, kind)];
+            let n = ids.len();
+            assert_eq!([rows(0), rows(1), rows(2), rows(3)], [n, n, n * per_token, n * per_token]);
+        }
+        assert!(model.forward(&[&[u32::MAX]], &mut Nothing, &mut |_, _| {}).is_err());
     }
 }
 

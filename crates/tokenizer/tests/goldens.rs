@@ -136,6 +136,27 @@ fn control_tokens_in_text() {
     }
 }
 
+/// Thousands of random strings thick with control tokens and pieces of them, as Hugging Face's tokenizers cut them:
+/// `tests/hugging_face_cases.py` makes them anew for each of its versions.
+#[test]
+fn random_strings_around_control_tokens() {
+    #[derive(Deserialize)]
+    struct Answers {
+        tokenizer: String,
+        cases: Vec<(String, Vec<u32>)>,
+    }
+    let answers: Vec<Answers> = read(fetched("hugging-face.json"));
+    let byte_level = answers.iter().filter(|answers| answers.tokenizer.starts_with("byte-level.")).count();
+    assert!(byte_level >= 3 && answers.len() >= byte_level + 6, "too few tokenizers");
+    for Answers { tokenizer: name, cases } in answers {
+        assert!(cases.len() > 1000, "{name}: too few strings");
+        let tokenizer = open(&name);
+        for (text, ids) in cases {
+            assert_eq!(tokenizer.encode_with_control(&text), ids, "{name}: {text:?}");
+        }
+    }
+}
+
 /// A folder as Hugging Face has it: the SentencePiece model goes before an equal tokenizer.json, and the small files
 /// count.
 #[test]
