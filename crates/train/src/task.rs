@@ -19,7 +19,7 @@ pub enum Task {
     },
 }
 
-/// What some samples gave, summed; see [`Task::mean`].
+/// What some samples gave, summed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outcome {
     /// The loss.

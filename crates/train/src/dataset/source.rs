@@ -20,7 +20,7 @@ const ENDINGS: [&str; 5] = ["jsonl", "ndjson", "json", "parquet", "txt"];
 /// Reads a file, or every JSONL, Parquet and text file of a folder in the order of their names. A `.txt` file is one text.
 ///
 /// # Errors
-/// What cannot be opened or is of no kind that we read, as `(path, problem)` in one line. Wrong rows are no error: see
+/// What cannot be opened or is of no kind that we read, in one line that names the path. Wrong rows are no error: see
 /// [`Dataset::bad`].
 pub fn read(path: &Path) -> Result<Dataset, String> {
     let mut dataset = Dataset::default();
