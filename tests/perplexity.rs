@@ -17,7 +17,9 @@ fn the_second_half_of_each_window_is_scored() {
     // One line break at the end of a file is not part of its text.
     let file = scratch.file("text.txt", TEXT.to_owned() + "\n");
     let context = CONTEXT.to_string();
-    let told = octet(["perplexity", text(&model), "--file", text(&file), "-c", &context, "--json"]).succeeded();
+    // `octet logits` keeps keys and values in f32.
+    let options = ["-c", &context, "--kv", "f32", "--json"];
+    let told = octet(["perplexity", text(&model), "--file", text(&file)].into_iter().chain(options)).succeeded();
     let report: serde_json::Value = serde_json::from_str(&told).unwrap();
 
     let ids: Vec<i64> = TEXT.bytes().map(|byte| letter_id(byte) as i64).collect();
