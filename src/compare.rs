@@ -75,8 +75,7 @@ impl CompareOptions {
         let (kl, flips) = (moved.mean_kl(), moved.flips_percent());
         let (max_kl, max_flips) = (self.max_kl.unwrap_or(DEFAULT_MAX_KL), self.max_flips.unwrap_or(100.0));
         let remedy = "the file is kept, but do not publish it: take a finer mix, --calibrate, or a better source";
-        // NaN is within no limit.
-        if !(kl <= max_kl) {
+        if kl.is_nan() || kl > max_kl {
             let kl = three_digits(kl);
             bail!("{}: mean KL divergence {kl} nats is past the limit of {max_kl} (--max-kl); {remedy}", out.display());
         }

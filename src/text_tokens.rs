@@ -44,6 +44,9 @@ impl TextTokens {
     }
 }
 
+/// Takes chunks of a text and what follows the last norm for them.
+type Each<'a> = dyn FnMut(&[Vec<u32>], Vec<f32>) -> anyhow::Result<()> + 'a;
+
 /// Runs a model over all chunks, as many at once as its memory allows. `each` gets the chunks that were run and what
 /// follows the last norm, `[tokens, dim]`.
 ///
@@ -53,7 +56,7 @@ pub fn forward(
     action: &'static str,
     text: &TextTokens,
     record: &mut dyn Record,
-    each: &mut dyn FnMut(&[Vec<u32>], Vec<f32>) -> anyhow::Result<()>,
+    each: &mut Each<'_>,
 ) -> anyhow::Result<()> {
     let progress = Progress::new(action);
     let groups: Vec<&[Vec<u32>]> = text.chunks.chunks((model.tokens_at_once() / CHUNK_TOKENS).max(1)).collect();

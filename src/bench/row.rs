@@ -124,8 +124,8 @@ impl Figures {
                     samples.iter().map(|s| if tokens == 0 { 0.0 } else { tokens as f64 / time(s) }).collect()
                 };
                 let mean = |time: fn(&Sample) -> f64| samples.iter().map(time).sum::<f64>() / samples.len() as f64;
-                let (prompt, generation): (fn(&Sample) -> f64, fn(&Sample) -> f64) =
-                    (|s| s.prompt.as_secs_f64(), |s| s.generation.as_secs_f64());
+                let prompt: fn(&Sample) -> f64 = |s| s.prompt.as_secs_f64();
+                let generation: fn(&Sample) -> f64 = |s| s.generation.as_secs_f64();
                 let (samples_pp, samples_tg) = (speeds(pl * pp, prompt), speeds(pl * tg, generation));
                 let (t_pp, t_tg) = (mean(prompt), mean(generation));
                 Figures::Batched {

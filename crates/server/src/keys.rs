@@ -112,7 +112,7 @@ impl Keys {
             let (a, b) = (key.secret.as_bytes(), secret.as_bytes());
             a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
         };
-        self.0.iter().filter(same).last().cloned()
+        self.0.iter().rfind(same).cloned()
     }
 }
 

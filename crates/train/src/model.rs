@@ -263,10 +263,8 @@ impl Model {
         learn: Option<(Objective<'_>, &mut Gradients)>,
     ) -> LossReport {
         let batch = step.batch;
-        let kept = match learn {
-            Some(_) => Some(options.kept_bytes / self.layer_bytes(batch.tokens().len()).max(1)),
-            None => None,
-        };
+        let layers_kept = options.kept_bytes / self.layer_bytes(batch.tokens().len()).max(1);
+        let kept = learn.is_some().then_some(layers_kept);
         let mut balance = Balance::new(self.config.num_experts, options.aux_coefficient);
         let mut x = self.embedding.forward(pass, batch);
         let mut trail = self.layers_forward(pass, step, &mut x, kept, &mut balance);

@@ -81,7 +81,7 @@ impl SampleAttention<'_> {
         self.check(out, log_sums);
         assert!(d_out.len() == out.len() && d_q.len() == self.q.len(), "gradients are as long as what they are of");
         assert!(d_k.len() == self.k.len() && d_v.len() == self.v.len(), "gradients are as long as what they are of");
-        let [d_q, d_k, d_v] = [d_q, d_k, d_v].map(|x| SharedSlice::new(x));
+        let [d_q, d_k, d_v] = [d_q, d_k, d_v].map(SharedSlice::new);
         let items = self.items();
         pool.run(items.len(), &|item, _| {
             let item = &items[item];

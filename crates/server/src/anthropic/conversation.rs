@@ -40,7 +40,12 @@ fn read_message(message: &Value, path: &str, read: &mut Vec<Message>) -> Result<
         return Err(Refusal::field(place(name), format!("{}: extra inputs are not permitted", place(name))));
     }
     let blocks = match message.get("content") {
-        Some(Value::String(text)) => return Ok(read.push(Message::new(role, text.clone()))),
+        Some(Value::String(text)) => {
+            return {
+                read.push(Message::new(role, text.clone()));
+                Ok(())
+            };
+        }
         Some(Value::Array(blocks)) => blocks,
         _ => return Err(Refusal::field(place("content"), format!("{}: has to be a text or blocks", place("content")))),
     };

@@ -1,5 +1,6 @@
 //! From a PEFT folder to an adapter.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -102,8 +103,8 @@ impl Tensors<'_> {
                 let what = "is no low-rank change of a matrix of this model; is it another model's adapter?";
                 return Err(problem(&self.path, format!("tensor {stored:.200} {what}")));
             };
-            if !matrices.contains_key(&name) {
-                matrices.insert(name, self.matrix(name, stem.unwrap_or_default())?);
+            if let Entry::Vacant(place) = matrices.entry(name) {
+                place.insert(self.matrix(name, stem.unwrap_or_default())?);
             }
         }
         if matrices.is_empty() {
