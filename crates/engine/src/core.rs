@@ -42,6 +42,8 @@ pub(crate) struct Core {
     pub(crate) reserved: usize,
     /// Counts steps.
     pub(crate) turn: usize,
+    /// Sequences of the step at hand, first to last; kept for its memory.
+    pub(crate) order: Vec<usize>,
     pub(crate) pace: Pace,
     pub(crate) options: EngineOptions,
     pub(crate) workspace: Workspace,
@@ -94,6 +96,7 @@ impl Core {
             slots: Vec::new(),
             reserved: 0,
             turn: 0,
+            order: Vec::new(),
             pace: Pace::new(options.step_budget, open.chunk),
             options: options.clone(),
             workspace: Workspace::default(),

@@ -95,7 +95,8 @@ impl Generator {
         options: &OpenOptions,
         progress: Option<&mut dyn FnMut(u64, u64)>,
     ) -> Result<Generator, Error> {
-        let options = EngineOptions { open: options.clone(), max_running: 1, ..EngineOptions::default() };
+        let alone = EngineOptions { max_running: 1, step_budget: Duration::MAX, ..EngineOptions::default() };
+        let options = EngineOptions { open: options.clone(), ..alone };
         Ok(Generator { core: Core::load(checkpoint, &options, progress)? })
     }
 

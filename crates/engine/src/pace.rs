@@ -25,7 +25,7 @@ pub(crate) struct Pace {
 impl Pace {
     pub(crate) fn new(budget: Duration, most_tokens: usize) -> Pace {
         Pace {
-            budget_s: budget.as_secs_f64(),
+            budget_s: if budget == Duration::MAX { f64::INFINITY } else { budget.as_secs_f64() },
             most_tokens: most_tokens.max(1),
             decode_s: None,
             per_token_s: None,
@@ -38,7 +38,9 @@ impl Pace {
         // Nobody waits for a token, only for the next look at what was cancelled or has arrived.
         let (budget, decode) =
             if streams == 0 { (2.0 * self.budget_s, 0.0) } else { (self.budget_s, self.decode_s.unwrap_or(0.0)) };
-        let Some(per_token) = self.per_token_s else { return self.most_tokens.min(2 * LEAST_TOKENS) };
+        let Some(per_token) = self.per_token_s else {
+            return if self.budget_s == f64::INFINITY { self.most_tokens } else { self.most_tokens.min(LEAST_TOKENS) };
+        };
         let fits = ((budget - decode).max(0.0) / per_token) as usize;
         fits.clamp(LEAST_TOKENS.min(self.most_tokens), self.most_tokens)
     }
@@ -80,7 +82,8 @@ mod tests {
     #[test]
     fn chunks_fit_the_budget_once_a_step_was_measured() {
         let mut pace = Pace::new(Duration::from_millis(250), 512);
-        assert_eq!(pace.prompt_tokens(0), 64);
+        assert_eq!(pace.prompt_tokens(0), 32);
+        assert_eq!(Pace::new(Duration::MAX, 512).prompt_tokens(1), 512);
         pace.learn(64, 0, 0, Duration::from_millis(64));
         assert_eq!(pace.prompt_tokens(0), 500);
         pace.learn(0, 4, 0, Duration::from_millis(50));

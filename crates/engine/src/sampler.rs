@@ -87,6 +87,9 @@ impl Sampling {
     }
 }
 
+/// Logits so far below the largest are unlikely: a token there has at most 6 millionths of its probability.
+const HEAD: f32 = 12.0;
+
 /// A candidate: logit (later probability) and id.
 type Candidate = (f32, u32);
 
@@ -156,28 +159,72 @@ impl Sampler {
             candidates.select_nth_unstable_by(k - 1, descending);
             candidates.truncate(k);
         }
-        candidates.sort_unstable_by(descending);
+        let mut sorted = sort_head(candidates);
         to_probabilities(candidates);
         if s.top_p < 1.0 {
-            let mut sum = 0.0;
-            let kept = candidates.iter().position(|c| {
-                sum += c.0;
-                sum >= s.top_p
-            });
-            candidates.truncate(kept.map_or(candidates.len(), |last| last + 1));
+            if reaches(&candidates[..sorted], s.top_p).is_none() {
+                sorted = sort_tail(candidates, sorted);
+            }
+            let kept = reaches(candidates, s.top_p).map_or(candidates.len(), |last| last + 1);
+            candidates.truncate(kept);
         }
         let least = s.min_p * candidates[0].0;
         candidates.retain(|c| c.0 >= least);
         let total: f64 = candidates.iter().map(|c| c.0 as f64).sum();
-        let mut left = self.random.uniform() * total;
-        for &(p, id) in candidates.iter() {
+        let sorted = sorted.min(candidates.len());
+        pick(candidates, sorted, self.random.uniform() * total)
+    }
+}
+
+/// The id at which the probabilities, added up from the largest down, exceed `left`; the first `sorted` candidates are in
+/// order and hold more than all others.
+fn pick(candidates: &mut [Candidate], mut sorted: usize, mut left: f64) -> u32 {
+    let mut done = 0;
+    loop {
+        for &(p, id) in &candidates[done..sorted] {
             left -= p as f64;
             if left < 0.0 {
                 return id;
             }
         }
-        candidates[candidates.len() - 1].1
+        if sorted == candidates.len() {
+            return candidates[sorted - 1].1;
+        }
+        done = sorted;
+        sorted = sort_tail(candidates, sorted);
     }
+}
+
+/// Brings the likely candidates to the front, in order, and tells how many they are: nearly always one of them is chosen,
+/// and to sort a whole vocabulary takes longer than all else here.
+fn sort_head(candidates: &mut [Candidate]) -> usize {
+    let largest = candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
+    let mut n = 0;
+    for i in 0..candidates.len() {
+        if candidates[i].0 >= largest - HEAD {
+            candidates.swap(n, i);
+            n += 1;
+        }
+    }
+    // All are minus infinity, or the largest is plus infinity, from which nothing is a distance.
+    let n = if largest.is_finite() { n } else { candidates.len() };
+    candidates[..n].sort_unstable_by(descending);
+    n
+}
+
+/// Sorts what [`sort_head`] left; gives the number of sorted candidates, which is all.
+fn sort_tail(candidates: &mut [Candidate], sorted: usize) -> usize {
+    candidates[sorted..].sort_unstable_by(descending);
+    candidates.len()
+}
+
+/// The index at which probabilities have added up to `p`.
+fn reaches(candidates: &[Candidate], p: f32) -> Option<usize> {
+    let mut sum = 0.0;
+    candidates.iter().position(|c| {
+        sum += c.0;
+        sum >= p
+    })
 }
 
 /// The id of the largest logit, the lower one on a tie; 0 if all are NaN.
@@ -196,7 +243,7 @@ fn descending(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
-/// Softmax in place over sorted logits.
+/// Softmax in place over logits of which the first is the largest.
 fn to_probabilities(candidates: &mut [Candidate]) {
     let largest = candidates[0].0;
     let largest = if largest.is_finite() { largest } else { 0.0 };
@@ -250,6 +297,25 @@ mod tests {
         assert_eq!(alive(Sampling { top_p: 0.69, ..hot.clone() }), 2);
         assert_eq!(alive(Sampling { min_p: 0.45, ..hot.clone() }), 3);
         assert_eq!(alive(Sampling { top_k: Some(1), ..hot }), 1);
+    }
+
+    #[test]
+    fn sorting_the_head_alone_changes_nothing() {
+        let mut random = Random::new(5);
+        for _ in 0..200 {
+            let mut candidates: Vec<Candidate> =
+                (0..500).map(|id| ((random.uniform() * 40.0) as f32 - 20.0, id)).collect();
+            let mut whole = candidates.clone();
+            whole.sort_unstable_by(descending);
+            let sorted = sort_head(&mut candidates);
+            assert_eq!(candidates[..sorted], whole[..sorted]);
+            to_probabilities(&mut candidates);
+            to_probabilities(&mut whole);
+            let left = random.uniform() * 1.000_01;
+            assert_eq!(pick(&mut candidates, sorted, left), pick(&mut whole, 500, left));
+        }
+        let mut none = vec![(f32::NEG_INFINITY, 1), (f32::NEG_INFINITY, 0)];
+        assert_eq!((sort_head(&mut none), none[0].1), (2, 0));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! ones, then from the prefix cache, then from sequences that come later in this order, which wait and are computed
 //! again. A prompt whose next page somebody else is about to compute waits for that page.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use octet_model::{KvCache, Logits};
@@ -166,9 +167,10 @@ impl Core {
         self.slots.clear();
         self.reserved = 0;
         let Some(variant) = self.next_variant() else { return };
-        let mut order: Vec<usize> = (0..self.sequences.len()).collect();
-        order.retain(|&i| self.sequences[i].place.is_some_and(|place| place.variant == variant));
-        order.sort_by_key(|&i| self.rank(i));
+        let mut order = std::mem::take(&mut self.order);
+        order.clear();
+        order.extend((0..self.sequences.len()).filter(|&i| self.runs_as(i, variant)));
+        order.sort_unstable_by_key(|&i| self.rank(i));
         for &index in &order {
             if self.pending(index) == 1 {
                 self.give(index, 1);
@@ -177,7 +179,14 @@ impl Core {
         self.guess();
         let streams = self.slots.iter().filter(|slot| !slot.reads).count();
         order.retain(|&i| self.pending(i) > 1 && !self.sequences[i].loading);
-        self.schedule_prompts(&order, streams);
+        if !order.is_empty() {
+            self.schedule_prompts(&order, streams);
+        }
+        self.order = order;
+    }
+
+    fn runs_as(&self, index: usize, variant: Variant) -> bool {
+        self.sequences[index].place.is_some_and(|place| place.variant == variant)
     }
 
     /// Adds guesses to answers that are being written, if no prompt is being read beside them, where that pays.
@@ -212,11 +221,15 @@ impl Core {
 
     /// A pass has one number of experts for all its tokens; where sequences differ in it, they take turns.
     fn next_variant(&mut self) -> Option<Variant> {
-        let mut variants: Vec<_> = self.sequences.iter().filter_map(|s| s.place).map(|place| place.variant).collect();
-        variants.sort_unstable();
-        variants.dedup();
         self.turn = self.turn.wrapping_add(1);
-        (!variants.is_empty()).then(|| variants[self.turn % variants.len()])
+        let mut variants = self.sequences.iter().filter_map(|s| s.place).map(|place| place.variant);
+        let first = variants.next()?;
+        if variants.all(|variant| variant == first) {
+            return Some(first);
+        }
+        let places = self.sequences.iter().filter_map(|s| s.place);
+        let all: BTreeSet<Variant> = places.map(|place| place.variant).collect();
+        all.iter().nth(self.turn % all.len()).copied()
     }
 
     fn schedule_prompts(&mut self, order: &[usize], streams: usize) {
