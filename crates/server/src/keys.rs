@@ -54,7 +54,7 @@ impl Keys {
     fn add_line(&mut self, line: &str) -> Result<(), String> {
         let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
         let Some(name) = words.next() else { return Ok(()) };
-        let key = words.next().ok_or("a name without a key")?;
+        let key = words.next().ok_or_else(|| format!("{name} is a name without a key"))?;
         let mut allowance = Allowance::default();
         for word in words {
             let (what, number) = word.split_once('=').ok_or_else(|| format!("{word:?} is not NAME=NUMBER"))?;
