@@ -1,16 +1,18 @@
 //! Products of plain f32 matrices, for training: `y = a b` or `y += a b`, with rows and columns wherever they lie.
 //!
-//! The arithmetic is the gemm crate's, which picks the machine's instructions by itself; the split over our threads is
-//! by fixed sizes, so that results do not depend on how many threads there are.
+//! The arithmetic is the gemm crate's, which picks the machine's instructions by itself. It sums over `k` in an order that
+//! depends on `k` alone, so that results do not depend on how they are split over threads.
 
 use gemm_common::Parallelism;
 
 use crate::ThreadPool;
 
-/// Columns and rows of the results of a work item: large enough that copying the operands into the order of the inner
-/// loop costs little, small enough that two threads end together.
-const ITEM_COLS: usize = 512;
+/// Most rows and columns of the results of a work item: large enough that copying the operands into the order of the
+/// inner loop costs little, and few enough that threads end together.
 const ITEM_ROWS: usize = 512;
+const ITEM_COLS: usize = 384;
+/// Parts are multiples of this, which the inner loops like.
+const STEP: usize = 16;
 
 /// A matrix within a slice: element `(i, j)` is `values[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
@@ -108,16 +110,24 @@ pub fn float_matmul(
     y: FloatMatrixMut<'_>,
 ) {
     check_shapes(&a, &b, &y);
-    let (row_items, col_items) = (y.rows.div_ceil(ITEM_ROWS), y.cols.div_ceil(ITEM_COLS));
     let (m, n, y_stride) = (y.rows, y.cols, y.row_stride);
+    let item_rows = even_parts(m, m.div_ceil(ITEM_ROWS));
+    let row_items = m.div_ceil(item_rows);
+    let item_cols = even_parts(n, n.div_ceil(ITEM_COLS).max(pool.threads().div_ceil(row_items.max(1))));
+    let col_items = n.div_ceil(item_cols);
     let start = Start(y.values.as_mut_ptr());
     pool.run(row_items * col_items, &|item, _| {
-        let (row, col) = (item / col_items * ITEM_ROWS, item % col_items * ITEM_COLS);
-        let (a, b) = (a.rows_from(row, ITEM_ROWS.min(m - row)), b.cols_from(col, ITEM_COLS.min(n - col)));
+        let (row, col) = (item / col_items * item_rows, item % col_items * item_cols);
+        let (a, b) = (a.rows_from(row, item_rows.min(m - row)), b.cols_from(col, item_cols.min(n - col)));
         // SAFETY: items' parts of the result are disjoint and, by the constructor's check, inside of the slice, which is
         // borrowed exclusively until the region ends.
         unsafe { product(&a, &b, scale, target, start.at(row * y_stride + col), y_stride) };
     });
+}
+
+/// The length of each of about `parts` equal parts of `len`.
+fn even_parts(len: usize, parts: usize) -> usize {
+    len.div_ceil(parts.max(1)).next_multiple_of(STEP).max(STEP)
 }
 
 /// The same on the calling thread alone, for the small products inside of attention.
@@ -233,13 +243,16 @@ mod tests {
 
     #[test]
     fn threads_do_not_change_a_bit() {
-        let (a, b) = (numbers(700 * 130, 3), numbers(130 * 900, 4));
-        let run = |threads| {
-            let mut y = vec![0.0; 700 * 900];
-            let (a, b) = (FloatMatrix::new(&a, 130), FloatMatrix::new(&b, 900));
-            float_matmul(&ThreadPool::new(threads), a, b, 1.0, Target::Fresh, FloatMatrixMut::new(&mut y, 900));
-            y
-        };
-        assert_eq!(run(1), run(4));
+        for (m, n, k) in [(700, 900, 130), (512, 576, 1536), (5, 17, 2000), (33, 400, 1), (300, 40, 3)] {
+            let (a, b) = (numbers(m * k, 3), numbers(k * n, 4));
+            let run = |threads| {
+                let mut y = vec![0.0; m * n];
+                let (a, b) = (FloatMatrix::new(&a, k), FloatMatrix::new(&b, n));
+                float_matmul(&ThreadPool::new(threads), a, b, 1.0, Target::Fresh, FloatMatrixMut::new(&mut y, n));
+                y
+            };
+            let one = run(1);
+            assert!([2, 4, 7].into_iter().all(|threads| run(threads) == one), "{m} {n} {k}");
+        }
     }
 }

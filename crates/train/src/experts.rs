@@ -150,7 +150,7 @@ pub(crate) fn backward(
     let mut d_answers = places.gather(pass, d_out, dim, k);
     let gathered = places.gather(pass, x, dim, k);
     let [mut hidden, mut d_hidden] = [(); 2].map(|()| pass.buffers.take(n * hidden_dim));
-    let (mut d_gathered, mut d_weights) = (pass.buffers.take(n * dim), vec![0.0; n]);
+    let (mut d_gathered, mut d_of_places) = (pass.buffers.take(n * dim), vec![0.0; n]);
     for (index, expert) in experts.iter().enumerate() {
         let own = places.of_expert(index);
         let at = |width: usize| own.start * width..own.end * width;
@@ -160,15 +160,21 @@ pub(crate) fn backward(
         let (wide, narrow) = (at(hidden_dim), at(dim));
         swiglu_rows(pass, &gate[wide.clone()], &up[wide.clone()], hidden_dim, &mut hidden[wide.clone()]);
         expert.w2.input_gradient(pass, &d_answers[narrow.clone()], Target::Fresh, &mut d_hidden[wide.clone()]);
-        for place in own.clone() {
-            // An answer's weight has the gradient d_out·answer, which is d_hidden·hidden: so answers need not be kept.
-            let row = place * hidden_dim..(place + 1) * hidden_dim;
-            let choice = places.choices[place] as usize;
-            d_weights[choice] = dot(&d_hidden[row.clone()], &hidden[row.clone()]);
-            let weight = routing.weights[choice];
-            d_hidden[row].iter_mut().for_each(|d| *d *= weight);
-            d_answers[place * dim..(place + 1) * dim].iter_mut().for_each(|d| *d *= weight);
-        }
+        // An answer's weight has the gradient d_out·answer, which is d_hidden·hidden: so answers need not be kept.
+        let weight = |place: usize| routing.weights[places.choices[place] as usize];
+        let both = [&mut d_hidden[wide.clone()], &mut d_of_places[own.clone()]];
+        for_each_rows_of_two(pass.pool, both, [hidden_dim, 1], ROWS_AT_ONCE, |first, rows, d_weights| {
+            for (i, (row, d_weight)) in rows.chunks_exact_mut(hidden_dim).zip(d_weights).enumerate() {
+                let place = own.start + first + i;
+                *d_weight = dot(row, &hidden[place * hidden_dim..][..hidden_dim]);
+                row.iter_mut().for_each(|d| *d *= weight(place));
+            }
+        });
+        for_each_rows(pass.pool, &mut d_answers[narrow.clone()], dim, ROWS_AT_ONCE, |first, rows| {
+            for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
+                row.iter_mut().for_each(|d| *d *= weight(own.start + first + i));
+            }
+        });
         expert.w2.weight_gradient(pass, &hidden[wide.clone()], &d_answers[narrow.clone()], gradients);
         let both = [&mut gate[wide.clone()], &mut up[wide.clone()]];
         for_each_rows_of_two(pass.pool, both, [hidden_dim; 2], ROWS_AT_ONCE, |first, gate, up| {
@@ -181,7 +187,7 @@ pub(crate) fn backward(
     }
     places.scatter(pass, &d_gathered, None, (k, dim), Target::Fresh, d_x);
     [d_answers, gathered, hidden, d_hidden, d_gathered, gate, up].into_iter().for_each(|x| pass.buffers.give(x));
-    d_weights
+    places.places.iter().map(|&place| d_of_places[place as usize]).collect()
 }
 
 fn swiglu_rows(pass: &Pass<'_>, gate: &[f32], up: &[f32], hidden_dim: usize, hidden: &mut [f32]) {
