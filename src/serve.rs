@@ -46,7 +46,7 @@ pub struct Args {
     /// Its key (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Origin whose pages may call the server, as https://chat.example; several times
+    /// Origin whose pages may call the server, such as `https://chat.example`; several times
     #[arg(long, value_name = "ORIGIN")]
     origin: Vec<String>,
     /// Largest body of a request, MiB

@@ -45,7 +45,7 @@ pub enum Piece {
     },
     /// Something that the reader should know, such as a call that did not parse.
     Warning(String),
-    /// Which experts worked on some tokens of a choice; see [`routing`].
+    /// Which experts worked on some tokens of a choice, in the form that the API gives.
     Routing(Value),
     /// A choice is over.
     End {

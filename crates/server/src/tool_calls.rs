@@ -50,6 +50,8 @@ const CLOSE: &str = "</tool_call>";
 pub struct CallParser {
     style: CallStyle,
     place: Place,
+    /// Whether nothing but space has come since the last call.
+    is_behind_call: bool,
     held: String,
 }
 
@@ -65,7 +67,7 @@ enum Place {
 impl CallParser {
     /// A parser at the start of an answer.
     pub fn new(style: CallStyle) -> CallParser {
-        CallParser { style, place: Place::Text, held: String::new() }
+        CallParser { style, place: Place::Text, is_behind_call: false, held: String::new() }
     }
 
     /// A parser of an answer that is nothing but calls: the prompt has the marker or the tag already.
@@ -118,11 +120,12 @@ impl CallParser {
 
     /// Gives out the first `n` bytes; never leads to more.
     fn give_text(&mut self, n: usize, found: &mut Vec<Found>) -> bool {
-        // Space between calls is no text.
         let text: String = self.held.drain(..n).collect();
-        let is_between = text.trim().is_empty() && found.iter().any(|f| matches!(f, Found::Call(_)));
-        if !text.is_empty() && !is_between {
-            found.push(Found::Text(text));
+        // Space behind a call is no text, in whatever pieces it comes.
+        let text = if self.is_behind_call { text.trim_start() } else { &text };
+        if !text.is_empty() {
+            self.is_behind_call = false;
+            found.push(Found::Text(text.to_owned()));
         }
         false
     }
@@ -146,6 +149,7 @@ impl CallParser {
         match read(&self.held[..end]) {
             Some(call) => {
                 self.held.drain(..end);
+                self.is_behind_call = true;
                 found.push(Found::Call(call));
                 true
             }
