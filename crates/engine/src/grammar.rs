@@ -69,8 +69,8 @@ impl Grammars {
 
     fn compile_anew(&self, constraint: &Constraint) -> Result<Matcher, Error> {
         let grammar = match constraint {
-            Constraint::Json => TopLevelGrammar::from_json_schema(serde_json::json!({"type": "object"})),
-            Constraint::JsonSchema(schema) => TopLevelGrammar::from_json_schema(read_schema(schema)?),
+            Constraint::Json => json(serde_json::json!({"type": "object"})),
+            Constraint::JsonSchema(schema) => json(read_schema(schema)?),
             Constraint::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Constraint::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
         };
@@ -84,6 +84,16 @@ impl Grammars {
             None => Ok(matcher),
         }
     }
+}
+
+/// A grammar for the schema, with little room for space: small models that may write any number of line breaks between two
+/// values write nothing else until their tokens are used up.
+fn json(mut schema: serde_json::Value) -> TopLevelGrammar {
+    const SPACE: &str = r"\x20|\x0A[\x20\x09]{0,32}";
+    if let Some(keywords) = schema.as_object_mut() {
+        keywords.insert("x-guidance".to_owned(), serde_json::json!({ "whitespace_pattern": SPACE }));
+    }
+    TopLevelGrammar::from_json_schema(schema)
 }
 
 /// Reads a schema; our own reading of it must not be loosened from inside.
