@@ -18,7 +18,7 @@ const CHUNK_ROWS: usize = 256;
 /// Work items for each thread that are worth having, for balance.
 const ITEMS_PER_THREAD: usize = 8;
 
-/// From this many tokens on AMX is faster: below, expanding its operands costs more than it saves.
+/// From this many tokens on AMX is used: below, expanding its operands should cost more than it saves. Reckoned, not tuned.
 #[cfg(target_arch = "x86_64")]
 const AMX_FROM_TOKENS: usize = 5;
 /// From more tokens on than this, AMX takes all panels of a work item at once, tile by tile: fewer tokens stay in the second

@@ -6,7 +6,7 @@ use octet_checkpoint::ElementType;
 
 use crate::ThreadPool;
 use crate::aligned::WeightBytes;
-use crate::packed_layout::{GROUP, ROWS, TILE, pack_tile, tile_bytes};
+use crate::packed_layout::{ROWS, TILE, pack_tile, tile_bytes};
 use crate::shared_slice::SharedSlice;
 
 /// Panels that a thread packs at a time.
@@ -39,7 +39,7 @@ impl PackedShape {
         assert!(cols.is_multiple_of(kind.block_len()), "{cols} columns are no whole number of blocks of {kind}");
         let tiles = cols.div_ceil(TILE);
         let last_cols = cols - tiles.saturating_sub(1) * TILE;
-        let whole = tile_bytes(kind, if kind.block_len() > GROUP { TILE } else { TILE / GROUP * GROUP });
+        let whole = tile_bytes(kind, TILE);
         let panel_bytes = match tiles {
             0 => 0,
             n => (n - 1) * whole + tile_bytes(kind, last_cols),
