@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::bail;
 use octet_checkpoint::Checkpoint;
 use octet_kernels::KvType;
-use octet_model::{LoadOptions, Transformer};
+use octet_model::{LoadOptions, Packing, Transformer};
 
 use crate::load::LoadArgs;
 use crate::model_options::kv_type;
@@ -122,7 +122,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn load(checkpoint: &Arc<Checkpoint>, threads: usize) -> anyhow::Result<Transformer> {
     let progress = Progress::new("loading");
     let mut report = |done, total| progress.at(done, total);
-    let options = LoadOptions { progress: Some(&mut report), ..Default::default() };
+    let options = LoadOptions { progress: Some(&mut report), packing: Packing::AtOnce, ..Default::default() };
     let model = Transformer::load(checkpoint.clone(), threads, options)?;
     progress.finish();
     Ok(model)

@@ -108,6 +108,11 @@ impl<'a> Tensor<'a> {
         matches!(self.arrangement, Arrangement::Rows { .. }).then(|| self.bytes())
     }
 
+    /// Whether each canonical row lies in the file in one piece.
+    pub fn has_whole_rows(&self) -> bool {
+        !matches!(self.arrangement, Arrangement::Transposed { .. })
+    }
+
     /// Tells the system that the file's pages under this tensor will not be needed soon, as after packing it.
     pub fn forget_pages(&self) {
         self.mapping.forget(self.range());

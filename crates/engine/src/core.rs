@@ -69,7 +69,11 @@ impl Core {
         let path = checkpoint.path().to_path_buf();
         let files = checkpoint.files().to_vec();
         let threads = open.threads.unwrap_or_else(octet_kernels::cpu::available_threads);
-        let model = Transformer::load(checkpoint, threads, LoadOptions { quantize: open.quantize, progress })?;
+        let model = Transformer::load(
+            checkpoint,
+            threads,
+            LoadOptions { quantize: open.quantize, progress, ..Default::default() },
+        )?;
         let config = model.config().clone();
         let (context, kv_tokens) = sizes(options, &config)?;
         let cache = KvCache::new(&config, open.kv, kv_tokens)?;

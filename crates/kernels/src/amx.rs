@@ -119,9 +119,12 @@ struct Scratch {
     minimums: [[__m512i; TILE / GROUP]; 2],
     d: [[__m512; TILE / GROUP]; 2],
     dmin: [[__m512; TILE / GROUP]; 2],
-    /// Tile products: low and high of two pairs, or those of eight groups: `[product][token][row]`.
-    products: [[[i32; PAIR_ROWS]; TOKENS]; 8],
+    /// Tile products of two blocks of tokens, eight each: low and high of two pairs, or those of eight groups.
+    products: [TileProduct; 16],
 }
+
+/// `[token][row]`.
+type TileProduct = [[i32; PAIR_ROWS]; TOKENS];
 
 /// `sums [quad][token][32]` += the rows of the panels in `bytes` times `tokens` tokens from `first` on, a quad for every four
 /// panels, the last of which may lack some. Behind `bytes` lies what is to be read next.
@@ -206,6 +209,9 @@ unsafe fn configure(depth: usize) {
 
 /// A [`Kernel`].
 ///
+/// The tile products of sixteen tokens are followed by their float ends, which wait for them. So the ends of one block are
+/// done between the products of the next: the processor looks ahead far enough for that, and not for a whole block.
+///
 /// # Safety
 /// The machine must have AMX; what [`Work`] points to must be there; the tile registers must be set up.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
@@ -215,17 +221,85 @@ unsafe fn multiply<F: Format>(work: &Work, scratch: &mut Scratch) {
         for pair in 0..2 {
             expand::<F>(work, pair, scratch);
         }
-        for first in (0..work.tokens).step_by(TOKENS) {
-            let (x, sums) = (work.x.add(first), work.sums.add(first));
-            let tokens = (work.tokens - first).min(TOKENS);
-            if F::FLOAT_SCALES {
-                for pair in 0..2 {
-                    group_products(x, &scratch.low[pair], &mut scratch.products);
-                    add_scaled_groups::<F>(work.cols / GROUP, x, tokens, pair, scratch, sums);
+        if F::FLOAT_SCALES { by_groups::<F>(work, scratch) } else { by_tiles::<F>(work, scratch) }
+    }
+}
+
+/// Sixteen tokens, or the last ones.
+#[derive(Clone, Copy)]
+struct Block {
+    x: *const [u32; WORDS],
+    tokens: usize,
+    sums: *mut [f32; PANELS * ROWS],
+}
+
+impl Work {
+    /// Block `index`, if there is one.
+    #[inline(always)]
+    unsafe fn block(&self, index: usize) -> Option<Block> {
+        let first = index * TOKENS;
+        // SAFETY: the caller's promise, see `multiply`.
+        (first < self.tokens).then(|| unsafe {
+            Block { x: self.x.add(first), tokens: (self.tokens - first).min(TOKENS), sums: self.sums.add(first) }
+        })
+    }
+}
+
+/// Integer scales: low and high products of both pairs, a sum for each over all columns.
+#[inline(always)]
+unsafe fn by_tiles<F: Format>(work: &Work, scratch: &mut Scratch) {
+    const STEPS: usize = TILE / 64;
+    // SAFETY: the caller's promise, see `multiply`.
+    unsafe {
+        let ends = [TileEnd::load::<F>(scratch, 0), TileEnd::load::<F>(scratch, 1)];
+        let mut before: Option<Block> = None;
+        for index in 0..=work.tokens.div_ceil(TOKENS) {
+            let block = work.block(index);
+            let (now, then) = scratch.products.split_at_mut(8);
+            let (now, then) = if index % 2 == 0 { (now, then) } else { (then, now) };
+            for step in 0..STEPS {
+                if let Some(block) = block {
+                    add_products(step, block.x, &scratch.low, &scratch.high);
                 }
-            } else {
-                products(x, scratch);
-                add_products::<F>(work.cols / GROUP, x, tokens, scratch, sums);
+                if let Some(before) = before {
+                    for token in step * TOKENS / STEPS..((step + 1) * TOKENS / STEPS).min(before.tokens) {
+                        end_tile::<F>(before, token, &ends, then);
+                    }
+                }
+            }
+            if block.is_some() {
+                store_products(now);
+            }
+            before = block;
+        }
+    }
+}
+
+/// Float scales: a product for each group of 32 columns, one pair after the other.
+#[inline(always)]
+unsafe fn by_groups<F: Format>(work: &Work, scratch: &mut Scratch) {
+    const GROUPS: usize = TILE / GROUP;
+    // SAFETY: the caller's promise, see `multiply`.
+    unsafe {
+        for pair in 0..2 {
+            // In registers, through all blocks.
+            let (d, dmin) = (scratch.d[pair], scratch.dmin[pair]);
+            let mut before: Option<Block> = None;
+            for index in 0..=work.tokens.div_ceil(TOKENS) {
+                let block = work.block(index);
+                let (now, then) = scratch.products.split_at_mut(GROUPS);
+                let (now, then) = if index % 2 == 0 { (now, then) } else { (then, now) };
+                for group in 0..GROUPS {
+                    if let Some(block) = block {
+                        group_product(group, block.x, &scratch.low[pair], &mut now[group]);
+                    }
+                    if let Some(before) = before {
+                        for token in group * TOKENS / GROUPS..((group + 1) * TOKENS / GROUPS).min(before.tokens) {
+                            end_groups::<F>(work.cols / GROUP, before, token, pair, (&d, &dmin), then);
+                        }
+                    }
+                }
+                before = block;
             }
         }
     }
@@ -286,9 +360,11 @@ unsafe fn expand<F: Format>(work: &Work, pair: usize, out: &mut Scratch) {
             }
         }
         if F::MINIMUM_COLUMNS > 0 && !F::FLOAT_SCALES {
-            for p in 0..minimum_pairs::<F>(groups) {
+            let pairs = minimum_pairs::<F>(groups);
+            for p in 0..pairs {
                 out.minimums[pair][p] = side_by_side(a.minimums(p), b.minimums(p));
             }
+            out.minimums[pair][pairs..].fill(_mm512_setzero_si512());
         }
     }
 }
@@ -313,14 +389,21 @@ unsafe fn scaled_bytes<F: Format>(codes: __m512i, scale: __m512i) -> [__m512i; 2
     }
 }
 
-/// `products` 0 to 3: sixteen tokens times the low and the high plane of both pairs.
+/// Adds the products of columns `64 step ..+ 64` to tile registers 0 to 3: sixteen tokens times the low and the high plane of
+/// both pairs. Step 0 begins at zero. The compiler uses no tile registers, so they keep what they hold between calls.
 #[inline(always)]
-unsafe fn products(x: *const [u32; WORDS], scratch: &mut Scratch) {
+unsafe fn add_products(
+    step: usize,
+    x: *const [u32; WORDS],
+    low: &[[u8; PAIR_ROWS * TILE]; 2],
+    high: &[[u8; PAIR_ROWS * TILE]; 2],
+) {
     // SAFETY: the planes have four tiles, the tokens' blocks four times 64 columns; the tile registers are set up for it.
     unsafe {
+        if step == 0 {
+            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+        }
         asm!(
-            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-            "2:",
             "tileloadd tmm4, [{x} + {x_stride}]",
             "tileloadd tmm6, [{low} + {stride}]",
             "tdpbsud tmm0, tmm4, tmm6",
@@ -330,123 +413,130 @@ unsafe fn products(x: *const [u32; WORDS], scratch: &mut Scratch) {
             "tdpbsud tmm2, tmm4, tmm6",
             "tileloadd tmm7, [{high} + {stride} + {pair}]",
             "tdpbssd tmm3, tmm4, tmm7",
-            "add {x}, 64",
-            "add {low}, 1024",
-            "add {high}, 1024",
-            "dec {left}",
-            "jnz 2b",
+            x = in(reg) x.cast::<u8>().add(64 * step),
+            low = in(reg) low.as_ptr().cast::<u8>().add(1024 * step),
+            high = in(reg) high.as_ptr().cast::<u8>().add(1024 * step),
+            x_stride = in(reg) WORDS * 4,
+            stride = in(reg) 64usize,
+            pair = const PAIR_ROWS * TILE,
+            options(nostack, readonly),
+        );
+    }
+}
+
+/// Writes tile registers 0 to 3 to `out` 0 to 3.
+#[inline(always)]
+unsafe fn store_products(out: &mut [TileProduct]) {
+    // SAFETY: there is room for four.
+    unsafe {
+        asm!(
             "tilestored [{out} + {stride}], tmm0",
             "tilestored [{out} + {stride} + 1024], tmm1",
             "tilestored [{out} + {stride} + 2048], tmm2",
             "tilestored [{out} + {stride} + 3072], tmm3",
-            x = inout(reg) x => _,
-            low = inout(reg) scratch.low.as_ptr() => _,
-            high = inout(reg) scratch.high.as_ptr() => _,
-            left = inout(reg) 4usize => _,
-            out = in(reg) scratch.products.as_mut_ptr(),
-            x_stride = in(reg) WORDS * 4,
+            out = in(reg) out[..4].as_mut_ptr(),
             stride = in(reg) 64usize,
-            pair = const PAIR_ROWS * TILE,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
         );
     }
 }
 
-/// `products` 0 to 7: sixteen tokens times each group of 32 columns of a plane of signed codes.
+/// `out` = sixteen tokens times group `group` of 32 columns of a plane of signed codes.
 #[inline(always)]
-unsafe fn group_products(
-    x: *const [u32; WORDS],
-    codes: &[u8; PAIR_ROWS * TILE],
-    out: &mut [[[i32; PAIR_ROWS]; TOKENS]; 8],
-) {
-    // SAFETY: as above, of eight tiles half as deep.
-    unsafe {
-        asm!(
-            "2:",
-            "tilezero tmm0",
-            "tileloadd tmm4, [{x} + {x_stride}]",
-            "tileloadd tmm6, [{codes} + {stride}]",
-            "tdpbssd tmm0, tmm4, tmm6",
-            "tilestored [{out} + {stride}], tmm0",
-            "add {x}, 32",
-            "add {codes}, 512",
-            "add {out}, 1024",
-            "dec {left}",
-            "jnz 2b",
-            x = inout(reg) x => _,
-            codes = inout(reg) codes.as_ptr() => _,
-            left = inout(reg) 8usize => _,
-            out = inout(reg) out.as_mut_ptr() => _,
-            x_stride = in(reg) WORDS * 4,
-            stride = in(reg) 64usize,
-            out("tmm0") _, out("tmm4") _, out("tmm6") _,
-            options(nostack),
-        );
+unsafe fn group_product(group: usize, x: *const [u32; WORDS], codes: &[u8; PAIR_ROWS * TILE], out: &mut TileProduct) {
+    macro_rules! product {
+        ($sum:literal, $x:literal, $codes:literal) => {
+            asm!(
+                concat!("tilezero ", $sum),
+                concat!("tileloadd ", $x, ", [{x} + {x_stride}]"),
+                concat!("tileloadd ", $codes, ", [{codes} + {stride}]"),
+                concat!("tdpbssd ", $sum, ", ", $x, ", ", $codes),
+                concat!("tilestored [{out} + {stride}], ", $sum),
+                x = in(reg) x.cast::<u8>().add(32 * group),
+                codes = in(reg) codes.as_ptr().add(512 * group),
+                out = in(reg) out.as_mut_ptr(),
+                x_stride = in(reg) WORDS * 4,
+                stride = in(reg) 64usize,
+                options(nostack),
+            )
+        };
+    }
+    // SAFETY: the plane has eight tiles half as deep, the tokens' blocks eight times 32 columns.
+    unsafe { product!("tmm0", "tmm4", "tmm6") }
+}
+
+/// What the float end of integer scales needs of the weights of a pair.
+struct TileEnd {
+    d: __m512,
+    dmin: __m512,
+    minimums: [__m512i; TILE / GROUP],
+}
+
+impl TileEnd {
+    #[inline(always)]
+    unsafe fn load<F: Format>(scratch: &Scratch, pair: usize) -> TileEnd {
+        TileEnd { d: scratch.d[pair][0], dmin: scratch.dmin[pair][0], minimums: scratch.minimums[pair] }
     }
 }
 
-/// The float end of integer scales, for both pairs.
+/// The float end of integer scales, for a token and both pairs.
 #[inline(always)]
-unsafe fn add_products<F: Format>(
-    groups: usize,
-    x: *const [u32; WORDS],
-    tokens: usize,
-    scratch: &Scratch,
-    sums: *mut [f32; PANELS * ROWS],
-) {
+unsafe fn end_tile<F: Format>(block: Block, token: usize, ends: &[TileEnd; 2], products: &[TileProduct]) {
     let first_word = if F::MINIMUM_COLUMNS == 16 { section::SUMS_16 } else { section::SUMS_32 };
-    for token in 0..tokens {
-        for pair in 0..2 {
-            // SAFETY: the caller's promise, see `multiply`.
-            unsafe {
-                let x = (*x.add(token)).as_ptr().cast::<i32>();
-                let x_scale = _mm512_set1_ps(x.add(section::SCALE).cast::<f32>().read());
-                let at = sums.add(token).cast::<f32>().add(pair * PAIR_ROWS);
-                let low = _mm512_load_si512(scratch.products[2 * pair][token].as_ptr().cast());
-                let high = _mm512_load_si512(scratch.products[2 * pair + 1][token].as_ptr().cast());
-                let sum = _mm512_add_epi32(low, _mm512_slli_epi32::<8>(high));
-                let d = _mm512_mul_ps(scratch.d[pair][0], x_scale);
-                let mut y = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(sum), _mm512_loadu_ps(at));
-                if F::MINIMUM_COLUMNS > 0 {
-                    let mut sum = _mm512_setzero_si512();
-                    for p in 0..minimum_pairs::<F>(groups) {
-                        let pair_of_sums = _mm512_set1_epi32(x.add(first_word + p).read());
-                        sum = _mm512_dpwssd_epi32(sum, scratch.minimums[pair][p], pair_of_sums);
-                    }
-                    y = _mm512_fmadd_ps(_mm512_mul_ps(scratch.dmin[pair][0], x_scale), _mm512_cvtepi32_ps(sum), y);
+    // SAFETY: the caller's promise, see `multiply`.
+    unsafe {
+        let x = (*block.x.add(token)).as_ptr().cast::<i32>();
+        let x_scale = _mm512_set1_ps(x.add(section::SCALE).cast::<f32>().read());
+        let mut minimum = [_mm512_setzero_si512(); 2];
+        if F::MINIMUM_COLUMNS > 0 {
+            for p in 0..minimum_pairs::<F>(TILE / GROUP) {
+                let pair_of_sums = _mm512_set1_epi32(x.add(first_word + p).read());
+                for (sum, end) in minimum.iter_mut().zip(ends) {
+                    *sum = _mm512_dpwssd_epi32(*sum, end.minimums[p], pair_of_sums);
                 }
-                _mm512_storeu_ps(at, y);
             }
         }
-    }
-}
-
-/// The float end of float scales, for one pair.
-#[inline(always)]
-unsafe fn add_scaled_groups<F: Format>(
-    groups: usize,
-    x: *const [u32; WORDS],
-    tokens: usize,
-    pair: usize,
-    scratch: &Scratch,
-    sums: *mut [f32; PANELS * ROWS],
-) {
-    for token in 0..tokens {
-        // SAFETY: the caller's promise, see `multiply`.
-        unsafe {
-            let float = |word: usize| _mm512_set1_ps((*x.add(token)).as_ptr().add(word).cast::<f32>().read());
-            let at = sums.add(token).cast::<f32>().add(pair * PAIR_ROWS);
-            let mut y = _mm512_loadu_ps(at);
-            for group in 0..groups {
-                let sum = _mm512_load_si512(scratch.products[group][token].as_ptr().cast());
-                let scale = _mm512_mul_ps(scratch.d[pair][group], float(section::GROUP_SCALES + group));
-                y = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum), y);
-                if F::MINIMUM_COLUMNS > 0 {
-                    y = _mm512_fmadd_ps(scratch.dmin[pair][group], float(section::GROUP_SUMS + group), y);
-                }
+        for (pair, end) in ends.iter().enumerate() {
+            let at = block.sums.add(token).cast::<f32>().add(pair * PAIR_ROWS);
+            let low = _mm512_load_si512(products[2 * pair][token].as_ptr().cast());
+            let high = _mm512_load_si512(products[2 * pair + 1][token].as_ptr().cast());
+            let sum = _mm512_add_epi32(low, _mm512_slli_epi32::<8>(high));
+            let d = _mm512_mul_ps(end.d, x_scale);
+            let mut y = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(sum), _mm512_loadu_ps(at));
+            if F::MINIMUM_COLUMNS > 0 {
+                y = _mm512_fmadd_ps(_mm512_mul_ps(end.dmin, x_scale), _mm512_cvtepi32_ps(minimum[pair]), y);
             }
             _mm512_storeu_ps(at, y);
         }
+    }
+}
+
+/// The float end of float scales, for a token and a pair.
+#[inline(always)]
+unsafe fn end_groups<F: Format>(
+    groups: usize,
+    block: Block,
+    token: usize,
+    pair: usize,
+    (d, dmin): (&[__m512; TILE / GROUP], &[__m512; TILE / GROUP]),
+    products: &[TileProduct],
+) {
+    // SAFETY: the caller's promise, see `multiply`.
+    unsafe {
+        let float = |word: usize| _mm512_set1_ps((*block.x.add(token)).as_ptr().add(word).cast::<f32>().read());
+        let at = block.sums.add(token).cast::<f32>().add(pair * PAIR_ROWS);
+        let mut y = _mm512_loadu_ps(at);
+        for group in 0..TILE / GROUP {
+            if group >= groups {
+                break;
+            }
+            let sum = _mm512_load_si512(products[group][token].as_ptr().cast());
+            let scale = _mm512_mul_ps(d[group], float(section::GROUP_SCALES + group));
+            y = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum), y);
+            if F::MINIMUM_COLUMNS > 0 {
+                y = _mm512_fmadd_ps(dmin[group], float(section::GROUP_SUMS + group), y);
+            }
+        }
+        _mm512_storeu_ps(at, y);
     }
 }

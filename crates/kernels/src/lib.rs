@@ -57,7 +57,7 @@ pub use experts::{Expert, ExpertScratch, Routes, experts};
 pub use float_matmul::{FloatMatrix, FloatMatrixMut, Target, float_matmul};
 pub use kv_pages::{KvPages, KvType, Queries};
 pub use matmul::{Product, matmul};
-pub use packed::PackedMatrix;
+pub use packed::{PackedMatrix, RowSource, Unsettled};
 pub use rms_norm::rms_norm;
 pub use rope::{Rope, RopeAngles};
 pub use softmax::softmax;

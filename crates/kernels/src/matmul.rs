@@ -187,7 +187,19 @@ impl Way {
         tokens: Range<usize>,
         each: &mut impl FnMut(usize, usize, &[f32; ROWS]),
     ) {
-        let (shape, bytes) = (w.shape(), w.panels(panels.clone()));
+        w.with_panels(panels.clone(), |bytes| self.products_of(w.shape(), bytes, panels, x, tokens, each));
+    }
+
+    /// The same, of the panels' bytes.
+    fn products_of(
+        self,
+        shape: &PackedShape,
+        bytes: &[u8],
+        panels: Range<usize>,
+        x: &ActivationView<'_>,
+        tokens: Range<usize>,
+        each: &mut impl FnMut(usize, usize, &[f32; ROWS]),
+    ) {
         let n_tokens = tokens.len();
         match self {
             #[cfg(target_arch = "x86_64")]

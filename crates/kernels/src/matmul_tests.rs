@@ -1,12 +1,14 @@
 //! Products of every type against sums in f64 over decoded weights, and against themselves in other surroundings.
 
+use std::sync::atomic::AtomicBool;
+
 use half::{bf16, f16};
 use octet_checkpoint::ElementType;
 
 use crate::blocks::dequantize_row;
 use crate::lanes::Instructions;
 use crate::matmul::matmul_with;
-use crate::{Activations, PackedMatrix, Product, Reads, ThreadPool};
+use crate::{Activations, PackedMatrix, Product, Reads, RowSource, ThreadPool};
 
 /// A small generator of numbers: the same on every machine.
 pub(crate) struct Random(pub(crate) u64);
@@ -79,12 +81,26 @@ impl Matrix {
         })
     }
 
+    /// A matrix that is not packed yet.
+    fn later(self) -> PackedMatrix {
+        PackedMatrix::later(self.kind, self.rows, self.cols, Box::new(self))
+    }
+
     pub(crate) fn row(&self, row: usize) -> Vec<f32> {
         let row_bytes = self.kind.row_bytes(self.cols).expect("whole blocks");
         let mut values = vec![0.0; self.cols];
         dequantize_row(self.kind, &self.bytes[row * row_bytes..(row + 1) * row_bytes], &mut values);
         values
     }
+}
+
+impl RowSource for Matrix {
+    fn read_rows(&self, rows: std::ops::Range<usize>, out: &mut [u8]) {
+        let row_bytes = self.kind.row_bytes(self.cols).expect("whole blocks");
+        out.copy_from_slice(&self.bytes[rows.start * row_bytes..rows.end * row_bytes]);
+    }
+
+    fn forget(&self) {}
 }
 
 /// Scales of either sign whose sizes differ by less than two.
@@ -181,6 +197,30 @@ fn scales_of_very_different_size() {
             let error = (f64::from(*y) - sum).abs();
             assert!(error <= ROUNDING * size, "{kind}: {y}, not {sum}");
         }
+    }
+}
+
+#[test]
+fn matrices_that_are_not_packed_yet_give_the_same_bits() {
+    let pool = ThreadPool::new(2);
+    for kind in ElementType::all() {
+        let cols = *widths(kind).last().expect("there are widths") - kind.block_len();
+        let make = || Matrix::new(kind, 75, cols, &mut Random(5), tame);
+        let (packed, later) = (make().pack(&pool), make().later());
+        let x = Random(6).floats(40 * cols);
+        let agree = |when: &str| {
+            for tokens in [1, 3, 17, 40] {
+                let [a, b] = [&packed, &later].map(|w| product(Instructions::best(), &pool, w, &x[..tokens * cols]));
+                assert!(a == b, "{kind}, {tokens} tokens, {when}");
+            }
+        };
+        agree("before");
+        let unsettled = later.unsettled().expect("it is not packed");
+        unsettled.settle(&AtomicBool::new(true));
+        assert!(later.unsettled().is_some(), "{kind}: packing was stopped");
+        unsettled.settle(&AtomicBool::new(false));
+        assert!(later.unsettled().is_none(), "{kind}: it is packed");
+        agree("after");
     }
 }
 

@@ -1,11 +1,19 @@
 //! A weight matrix in the layout that the kernels read.
+//!
+//! Packing takes memory that the system has to clear first, which for a large model takes longer than reading it. So a matrix
+//! may be [put off](PackedMatrix::later): until it [is packed](PackedMatrix::settle), each product packs the few rows that it
+//! is at, out of the file and into a cache, and throws them away. The bits are those of packed weights, since the kernels see
+//! the same bytes.
 
+use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use octet_checkpoint::ElementType;
 
 use crate::ThreadPool;
-use crate::aligned::WeightBytes;
+use crate::aligned::{AlignedVec, WeightBytes};
 use crate::packed_layout::{ROWS, TILE, pack_tile, tile_bytes};
 use crate::shared_slice::SharedSlice;
 
@@ -15,7 +23,55 @@ const PANELS_AT_ONCE: usize = 4;
 /// Weights `[rows, cols]` of one type, packed (see `packed_layout.rs`). As large as the tensor that it was made from.
 pub struct PackedMatrix {
     shape: PackedShape,
-    bytes: WeightBytes,
+    store: Arc<Store>,
+}
+
+/// Where the rows of a matrix come from for as long as it is not packed.
+pub trait RowSource: Send + Sync {
+    /// Fills `out`, which is exactly as long as these rows, with their bytes in GGUF's format.
+    fn read_rows(&self, rows: Range<usize>, out: &mut [u8]);
+    /// The same bytes where they lie, if they lie there in one piece.
+    fn borrow_rows(&self, _rows: Range<usize>) -> Option<&[u8]> {
+        None
+    }
+    /// Called once the matrix is packed: nothing will be read any more.
+    fn forget(&self);
+}
+
+struct Store {
+    packed: OnceLock<WeightBytes>,
+    /// Of a matrix that was put off.
+    source: Option<Box<dyn RowSource>>,
+}
+
+/// A matrix that is still to be packed; it may be packed on any thread while others multiply with it.
+pub struct Unsettled {
+    shape: PackedShape,
+    store: Arc<Store>,
+}
+
+impl Unsettled {
+    /// Packs the matrix on the calling thread, unless it is packed already or `stop` becomes true.
+    ///
+    /// # Panics
+    /// If there is not enough memory.
+    pub fn settle(&self, stop: &AtomicBool) {
+        let (shape, Some(source)) = (&self.shape, &self.store.source) else { return };
+        if self.store.packed.get().is_some() {
+            return;
+        }
+        let mut bytes = WeightBytes::zeroed(shape.bytes());
+        let chunk_bytes = (PANELS_AT_ONCE * shape.panel_bytes).max(1);
+        for (chunk, out) in bytes.as_mut_slice().chunks_mut(chunk_bytes).enumerate() {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            shape.pack_panels_of(&**source, chunk * PANELS_AT_ONCE, out);
+        }
+        // Somebody else may have been faster; theirs is as good.
+        let _ = self.store.packed.set(bytes);
+        source.forget();
+    }
 }
 
 /// What a kernel has to know about the matrix beside its bytes.
@@ -47,6 +103,39 @@ impl PackedShape {
         PackedShape { kind, rows, cols, tiles, last_cols, tile_bytes: whole, panel_bytes }
     }
 
+    /// Bytes of all panels.
+    fn bytes(&self) -> usize {
+        self.panels().checked_mul(self.panel_bytes).expect("a matrix fits the address space")
+    }
+
+    /// Packs panels from `first` on, as many as `out` holds.
+    fn pack_panels(&self, first: usize, read_rows: &dyn Fn(Range<usize>, &mut [u8]), out: &mut [u8]) {
+        let row_bytes = self.kind.row_bytes(self.cols).expect("checked when the shape was made");
+        let panels = out.len() / self.panel_bytes;
+        let present = ((first + panels) * ROWS).min(self.rows) - first * ROWS;
+        // Rows that pad the last panel are zero bytes, which are zeros in every type.
+        let mut source = vec![0; panels * ROWS * row_bytes];
+        read_rows(first * ROWS..first * ROWS + present, &mut source[..present * row_bytes]);
+        self.pack_rows(&source, out);
+    }
+
+    /// The same from a source, without a copy where it can be.
+    fn pack_panels_of(&self, source: &dyn RowSource, first: usize, out: &mut [u8]) {
+        let rows = first * ROWS..(first + out.len() / self.panel_bytes) * ROWS;
+        match (rows.end <= self.rows).then(|| source.borrow_rows(rows)).flatten() {
+            Some(rows) => self.pack_rows(rows, out),
+            None => self.pack_panels(first, &|rows, out| source.read_rows(rows, out), out),
+        }
+    }
+
+    /// Packs whole panels of rows that lie one after the other.
+    fn pack_rows(&self, rows: &[u8], out: &mut [u8]) {
+        let row_bytes = self.kind.row_bytes(self.cols).expect("checked when the shape was made");
+        for (rows, panel) in rows.chunks_exact(ROWS * row_bytes).zip(out.chunks_exact_mut(self.panel_bytes)) {
+            pack_panel(self, rows, row_bytes, panel);
+        }
+    }
+
     /// Panels of eight rows, the last one padded with zeros.
     pub(crate) fn panels(&self) -> usize {
         self.rows.div_ceil(ROWS)
@@ -73,28 +162,32 @@ impl PackedMatrix {
         read_rows: &(dyn Fn(Range<usize>, &mut [u8]) + Sync),
     ) -> PackedMatrix {
         let shape = PackedShape::new(kind, rows, cols);
-        let n_bytes = shape.panels().checked_mul(shape.panel_bytes).expect("a matrix fits the address space");
-        let mut bytes = WeightBytes::zeroed(n_bytes);
-        if n_bytes > 0 {
-            let row_bytes = kind.row_bytes(cols).expect("checked above");
-            let chunks = shape.panels().div_ceil(PANELS_AT_ONCE);
+        let mut bytes = WeightBytes::zeroed(shape.bytes());
+        if shape.bytes() > 0 {
             let out = SharedSlice::new(bytes.as_mut_slice());
-            pool.run(chunks, &|chunk, _| {
+            pool.run(shape.panels().div_ceil(PANELS_AT_ONCE), &|chunk, _| {
                 let panels = chunk * PANELS_AT_ONCE..((chunk + 1) * PANELS_AT_ONCE).min(shape.panels());
-                let first_row = panels.start * ROWS;
-                let present = (panels.end * ROWS).min(rows) - first_row;
-                // Rows that pad the last panel are zero bytes, which are zeros in every type.
-                let mut source = vec![0; panels.len() * ROWS * row_bytes];
-                read_rows(first_row..first_row + present, &mut source[..present * row_bytes]);
                 // SAFETY: every panel belongs to one chunk.
                 let out = unsafe { out.part(panels.start * shape.panel_bytes, panels.len() * shape.panel_bytes) };
-                let rows_of_panels = source.chunks_exact(ROWS * row_bytes);
-                for (source, panel) in rows_of_panels.zip(out.chunks_exact_mut(shape.panel_bytes)) {
-                    pack_panel(&shape, source, row_bytes, panel);
-                }
+                shape.pack_panels(panels.start, read_rows, out);
             });
         }
-        PackedMatrix { shape, bytes }
+        PackedMatrix { shape, store: Arc::new(Store { packed: OnceLock::from(bytes), source: None }) }
+    }
+
+    /// A matrix that can be used at once and is to be packed [later](PackedMatrix::unsettled).
+    ///
+    /// # Panics
+    /// If `cols` is no whole number of blocks.
+    pub fn later(kind: ElementType, rows: usize, cols: usize, source: Box<dyn RowSource>) -> PackedMatrix {
+        let shape = PackedShape::new(kind, rows, cols);
+        PackedMatrix { shape, store: Arc::new(Store { packed: OnceLock::new(), source: Some(source) }) }
+    }
+
+    /// What is to be done so that the matrix is packed; `None` if it is.
+    pub fn unsettled(&self) -> Option<Unsettled> {
+        let is_packed = self.store.packed.get().is_some();
+        (!is_packed).then(|| Unsettled { shape: self.shape, store: Arc::clone(&self.store) })
     }
 
     /// Rows: the length of what a product gives.
@@ -107,9 +200,9 @@ impl PackedMatrix {
         self.shape.cols
     }
 
-    /// Bytes of memory that the weights take.
+    /// Bytes of memory that the weights take, or will.
     pub fn bytes(&self) -> usize {
-        self.bytes.as_slice().len()
+        self.shape.bytes()
     }
 
     /// The type of the weights.
@@ -121,10 +214,25 @@ impl PackedMatrix {
         &self.shape
     }
 
-    /// Panels `panels`, one after the other.
-    pub(crate) fn panels(&self, panels: Range<usize>) -> &[u8] {
-        &self.bytes.as_slice()[panels.start * self.shape.panel_bytes..panels.end * self.shape.panel_bytes]
+    /// Calls `work` with the bytes of panels `panels`, one after the other.
+    pub(crate) fn with_panels<R>(&self, panels: Range<usize>, work: impl FnOnce(&[u8]) -> R) -> R {
+        let bytes = |panels: usize| panels * self.shape.panel_bytes;
+        match (self.store.packed.get(), &self.store.source) {
+            (Some(packed), _) => work(&packed.as_slice()[bytes(panels.start)..bytes(panels.end)]),
+            (None, Some(source)) => PASSING.with_borrow_mut(|passing| {
+                passing.resize(bytes(panels.len()));
+                let out = passing.as_mut_slice();
+                self.shape.pack_panels_of(&**source, panels.start, out);
+                work(out)
+            }),
+            (None, None) => unreachable!("a matrix without source is packed when it is made"),
+        }
     }
+}
+
+thread_local! {
+    /// Panels of matrices that are not packed yet.
+    static PASSING: RefCell<AlignedVec<u8>> = RefCell::default();
 }
 
 fn pack_panel(shape: &PackedShape, source: &[u8], row_bytes: usize, panel: &mut [u8]) {

@@ -14,7 +14,7 @@ use crate::embedding::Embedding;
 use crate::experts::{self, ExpertIndex};
 use crate::layer::{Layer, LayerBuffers, norm_rows};
 use crate::weights::Loader;
-use crate::{Batch, Config, Error, KvCache, LoadOptions, Logits, Record, Routing};
+use crate::{Batch, Config, Error, KvCache, LoadOptions, Logits, Packing, Record, Routing};
 
 /// Bytes of the residual stream and its norm together, for the tokens that run at once.
 const STREAM_BYTES: usize = 1 << 30;
@@ -67,7 +67,7 @@ impl Layerwise {
             return Err(Error::TokenOutsideVocabulary { id, vocab_size: config.vocab_size });
         }
         let mut loader =
-            Loader::new(&self.checkpoint, &self.pool, LoadOptions { progress: Some(progress), ..Default::default() });
+            Loader::new(&self.checkpoint, &self.pool, LoadOptions { progress: Some(progress), ..at_once() });
         let mut x = vec![0.0; ids.len() * config.dim];
         self.embedding.look_up(&ids, config.dim, &mut Vec::new(), &mut x);
         let mut normed = vec![0.0; x.len()];
@@ -135,7 +135,7 @@ impl Layerwise {
     /// # Errors
     /// If it is missing.
     pub fn head(&self) -> Result<Head<'_>, Error> {
-        let matrix = Loader::new(&self.checkpoint, &self.pool, LoadOptions::default()).head()?;
+        let matrix = Loader::new(&self.checkpoint, &self.pool, at_once()).head()?;
         Ok(Head { matrix, pool: &self.pool, rows: Activations::new() })
     }
 }
@@ -156,4 +156,9 @@ impl Head<'_> {
         matmul(self.pool, &mut [Product { w: &self.matrix, x: &self.rows, y: &mut logits }]);
         logits
     }
+}
+
+/// A layer is packed, used, and let go of.
+fn at_once<'a>() -> LoadOptions<'a> {
+    LoadOptions { packing: Packing::AtOnce, ..Default::default() }
 }

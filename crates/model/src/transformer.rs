@@ -9,6 +9,7 @@ use octet_kernels::{Activations, PackedMatrix, Product, Reads, Rope, RopeAngles,
 use crate::attention::Step;
 use crate::embedding::Embedding;
 use crate::layer::{Layer, LayerBuffers, norm_rows};
+use crate::packer::Packer;
 use crate::{Batch, Config, Error, KvCache, Record, weights};
 
 /// How a model is loaded.
@@ -16,8 +17,23 @@ use crate::{Batch, Config, Error, KvCache, Record, weights};
 pub struct LoadOptions<'a> {
     /// Quantize float matrices to this type while they are read; `None` keeps what the file holds.
     pub quantize: Option<ElementType>,
+    /// When weights are packed.
+    pub packing: Packing,
     /// Called with bytes read so far and bytes in all.
     pub progress: Option<&'a mut dyn FnMut(u64, u64)>,
+}
+
+/// When weights are packed into the order in which this machine reads them fastest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Packing {
+    /// Meanwhile, if the model is large and its file in the page cache: then the first token comes many times sooner.
+    /// Otherwise at once.
+    #[default]
+    Auto,
+    /// Before the model is ready.
+    AtOnce,
+    /// On a thread of its own while the model works, which is slower until that is done. The answers have the same bits.
+    Meanwhile,
 }
 
 /// A model, ready to run: weights packed for this machine, and the threads to run them on.
@@ -31,6 +47,7 @@ pub struct Transformer {
     /// `[vocab_size, dim]`.
     output: PackedMatrix,
     rope: Rope,
+    packer: Packer,
 }
 
 /// Buffers of a forward pass, reused from step to step so that the steady state allocates nothing.
@@ -68,6 +85,7 @@ impl Transformer {
         let pool = ThreadPool::new(threads);
         let weights = weights::load(&checkpoint, &config, &pool, options)?;
         let rope = Rope::new(config.head_dim, config.rope_theta);
+        let packer = Packer::start(weights.unsettled, Arc::clone(&checkpoint));
         let embedding = Embedding::new(checkpoint)?;
         Ok(Transformer {
             config,
@@ -77,7 +95,13 @@ impl Transformer {
             norm: weights.norm,
             output: weights.output,
             rope,
+            packer,
         })
+    }
+
+    /// Waits until all weights are packed.
+    pub fn settle(&self) {
+        self.packer.wait();
     }
 
     /// The shape of the model.
@@ -145,6 +169,7 @@ impl Transformer {
             wanted_rows.set(&self.pool, wanted, dim, Reads::of([&self.output]));
             matmul(&self.pool, &mut [Product { w: &self.output, x: wanted_rows, y: logits }]);
         }
+        self.packer.begin();
         Ok(logits)
     }
 

@@ -1,29 +1,36 @@
 //! From the checkpoint's bytes to packed matrices: each tensor is read once, packed by all threads, and its file pages are
-//! let go, so that resident memory holds one copy of the weights.
+//! let go, so that resident memory holds one copy of the weights. A large model whose file is in the page cache may answer
+//! before that, and be packed while it works.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use octet_checkpoint::{Checkpoint, ElementType, ExpertMatrix, LayerTensor, Tensor, TensorName};
 use octet_kernels::blocks::dequantize_row;
 use octet_kernels::quantize::{fallback, quantize_row};
-use octet_kernels::{PackedMatrix, ThreadPool};
+use octet_kernels::{PackedMatrix, RowSource, ThreadPool, Unsettled};
 
 use crate::attention::Attention;
 use crate::experts::ExpertWeights;
 use crate::layer::Layer;
-use crate::{Config, Error, LoadOptions};
+use crate::{Config, Error, LoadOptions, Packing};
 
 /// Everything but the embedding table.
 pub(crate) struct Weights {
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Vec<f32>,
     pub(crate) output: PackedMatrix,
+    /// Matrices that are to be packed while the model works.
+    pub(crate) unsettled: Vec<Unsettled>,
 }
 
-/// Reads and packs all weights.
+/// From this size on a model is packed [while it works](Packing::Meanwhile) if its file is in the page cache: smaller ones
+/// are packed in a second.
+const LARGE_BYTES: u64 = 2 << 30;
+
+/// Reads all weights, and packs them as the options say.
 pub(crate) fn load(
-    checkpoint: &Checkpoint,
+    checkpoint: &Arc<Checkpoint>,
     config: &Config,
     pool: &ThreadPool,
     options: LoadOptions<'_>,
@@ -32,9 +39,43 @@ pub(crate) fn load(
     let layers = (0..config.n_layers).map(|index| loader.layer(config, index)).collect::<Result<_, _>>()?;
     let norm = loader.vector(TensorName::OutputNorm)?;
     let output = loader.head()?;
-    // Once more for all: reading a tensor maps pages around it too, of neighbours that were let go before.
+    if loader.unsettled.is_empty() {
+        // Once more for all: reading a tensor maps pages around it too, of neighbours that were let go before.
+        forget_pages(checkpoint);
+    }
+    Ok(Weights { layers, norm, output, unsettled: loader.unsettled })
+}
+
+/// Lets go of the pages of all tensors.
+pub(crate) fn forget_pages(checkpoint: &Checkpoint) {
     checkpoint.params().tensors().filter_map(|name| checkpoint.find(name)).for_each(|tensor| tensor.forget_pages());
-    Ok(Weights { layers, norm, output })
+}
+
+/// A tensor whose rows are read when they are needed.
+struct FileRows {
+    checkpoint: Arc<Checkpoint>,
+    name: TensorName,
+}
+
+impl FileRows {
+    fn tensor(&self) -> Tensor<'_> {
+        self.checkpoint.find(self.name).expect("it was found when the model was loaded")
+    }
+}
+
+impl RowSource for FileRows {
+    fn read_rows(&self, rows: Range<usize>, out: &mut [u8]) {
+        self.tensor().read_rows(rows, out);
+    }
+
+    fn borrow_rows(&self, rows: Range<usize>) -> Option<&[u8]> {
+        let tensor = self.tensor();
+        Some(&tensor.borrow()?[rows.start * tensor.row_bytes()..rows.end * tensor.row_bytes()])
+    }
+
+    fn forget(&self) {
+        self.tensor().forget_pages();
+    }
 }
 
 fn bytes(tensor: &Tensor<'_>) -> u64 {
@@ -43,17 +84,29 @@ fn bytes(tensor: &Tensor<'_>) -> u64 {
 
 /// Reads tensors one by one, and tells how far it is.
 pub(crate) struct Loader<'a, 'p> {
-    checkpoint: &'a Checkpoint,
+    checkpoint: &'a Arc<Checkpoint>,
     pool: &'a ThreadPool,
     options: LoadOptions<'p>,
+    /// Whether matrices are packed while the model works.
+    meanwhile: bool,
+    unsettled: Vec<Unsettled>,
     done: u64,
     total: u64,
 }
 
 impl<'a, 'p> Loader<'a, 'p> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint, pool: &'a ThreadPool, options: LoadOptions<'p>) -> Loader<'a, 'p> {
+    pub(crate) fn new(
+        checkpoint: &'a Arc<Checkpoint>,
+        pool: &'a ThreadPool,
+        options: LoadOptions<'p>,
+    ) -> Loader<'a, 'p> {
         let total = checkpoint.params().tensors().filter_map(|name| checkpoint.find(name)).map(|t| bytes(&t)).sum();
-        Loader { checkpoint, pool, options, done: 0, total }
+        let meanwhile = match options.packing {
+            Packing::AtOnce => false,
+            Packing::Meanwhile => true,
+            Packing::Auto => total >= LARGE_BYTES && checkpoint.is_in_page_cache(),
+        };
+        Loader { checkpoint, pool, options, meanwhile, unsettled: Vec::new(), done: 0, total }
     }
 
     fn layer(&mut self, config: &Config, index: usize) -> Result<Layer, Error> {
@@ -121,6 +174,13 @@ impl<'a, 'p> Loader<'a, 'p> {
         let tensor = self.checkpoint.tensor(name)?;
         let (rows, cols) = (tensor.rows(), tensor.cols());
         let packed = match self.options.quantize {
+            // Rows that are scattered over the file are slow to read again and again.
+            None if self.meanwhile && tensor.has_whole_rows() => {
+                let source = FileRows { checkpoint: Arc::clone(self.checkpoint), name };
+                let matrix = PackedMatrix::later(tensor.element_type(), rows, cols, Box::new(source));
+                self.unsettled.extend(matrix.unsettled());
+                return Ok(matrix);
+            }
             Some(asked) if !tensor.element_type().is_quantized() => self.quantized(&tensor, fallback(asked, cols))?,
             _ => PackedMatrix::pack(self.pool, tensor.element_type(), rows, cols, &|rows, out| {
                 tensor.read_rows(rows, out)

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use octet_checkpoint::{Checkpoint, ExpertMatrix, LayerTensor};
 use octet_kernels::KvType;
-use octet_model::{Batch, KvCache, Layerwise, LoadOptions, Logits, Nothing, Record, Routing, Transformer, Workspace};
+use octet_model::{
+    Batch, KvCache, Layerwise, LoadOptions, Logits, Nothing, Packing, Record, Routing, Transformer, Workspace,
+};
 use safetensors::SafeTensors;
 
 /// Largest difference over the largest value. f32 sums in another order than PyTorch's: the widths of the fixtures (256 at
@@ -151,6 +153,19 @@ fn chunks_threads_and_neighbours_change_no_bit() {
         }
         let together = run_ragged(&model, &ids, length);
         assert!(together == whole.logits, "{}: all sequences in one batch", folder.display());
+    }
+}
+
+#[test]
+fn packing_meanwhile_changes_no_bit() {
+    for folder in models() {
+        let (ids, length) = Reference::of(&folder).ids("input_ids");
+        let packed = run(&open(&folder, 2), &ids, length, length);
+        let options = LoadOptions { packing: Packing::Meanwhile, ..Default::default() };
+        let model = Transformer::open(&folder, 2, options).unwrap();
+        assert!(run(&model, &ids, length, 5) == packed, "{}: while it is packed", folder.display());
+        model.settle();
+        assert!(run(&model, &ids, length, 5) == packed, "{}: when it is packed", folder.display());
     }
 }
 
