@@ -289,9 +289,9 @@ unsafe fn by_groups<F: Format>(work: &Work, scratch: &mut Scratch) {
                 let block = work.block(index);
                 let (now, then) = scratch.products.split_at_mut(GROUPS);
                 let (now, then) = if index % 2 == 0 { (now, then) } else { (then, now) };
-                for group in 0..GROUPS {
+                for (group, now) in now[..GROUPS].iter_mut().enumerate() {
                     if let Some(block) = block {
-                        group_product(group, block.x, &scratch.low[pair], &mut now[group]);
+                        group_product(group, block.x, &scratch.low[pair], now);
                     }
                     if let Some(before) = before {
                         for token in group * TOKENS / GROUPS..((group + 1) * TOKENS / GROUPS).min(before.tokens) {
