@@ -294,8 +294,9 @@ unsafe fn by_groups<F: Format>(work: &Work, scratch: &mut Scratch) {
                         group_product(group, block.x, &scratch.low[pair], now);
                     }
                     if let Some(before) = before {
-                        for token in group * TOKENS / GROUPS..((group + 1) * TOKENS / GROUPS).min(before.tokens) {
-                            end_groups::<F>(work.cols / GROUP, before, token, pair, (&d, &dmin), then);
+                        let two = group * TOKENS / GROUPS;
+                        if two < before.tokens {
+                            end_groups::<F>(work.cols / GROUP, before, two, pair, (&d, &dmin), then);
                         }
                     }
                 }
@@ -511,32 +512,46 @@ unsafe fn end_tile<F: Format>(block: Block, token: usize, ends: &[TileEnd; 2], p
     }
 }
 
-/// The float end of float scales, for a token and a pair.
+/// The float end of float scales, for a pair and two tokens, of which the second may be none: it is not stored then.
 #[inline(always)]
 unsafe fn end_groups<F: Format>(
     groups: usize,
     block: Block,
-    token: usize,
+    first: usize,
     pair: usize,
     (d, dmin): (&[__m512; TILE / GROUP], &[__m512; TILE / GROUP]),
     products: &[TileProduct],
 ) {
-    // SAFETY: the caller's promise, see `multiply`.
+    // SAFETY: the caller's promise, see `multiply`; behind the last token's activations lie as many as fill a block.
     unsafe {
-        let float = |word: usize| _mm512_set1_ps((*block.x.add(token)).as_ptr().add(word).cast::<f32>().read());
-        let at = block.sums.add(token).cast::<f32>().add(pair * PAIR_ROWS);
-        let mut y = _mm512_loadu_ps(at);
-        for group in 0..TILE / GROUP {
-            if group >= groups {
-                break;
-            }
-            let sum = _mm512_load_si512(products[group][token].as_ptr().cast());
-            let scale = _mm512_mul_ps(d[group], float(section::GROUP_SCALES + group));
-            y = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum), y);
-            if F::MINIMUM_COLUMNS > 0 {
-                y = _mm512_fmadd_ps(dmin[group], float(section::GROUP_SUMS + group), y);
+        let at = |token: usize| block.sums.add(token).cast::<f32>().add(pair * PAIR_ROWS);
+        let second = if first + 1 < block.tokens { first + 1 } else { first };
+        let mut y = [_mm512_loadu_ps(at(first)), _mm512_loadu_ps(at(second))];
+        // A macro, since a closure is called rather than inlined, and its scales stay in registers only if it is written out.
+        macro_rules! add {
+            ($($group:expr),*) => { $(
+                for (t, y) in y.iter_mut().enumerate() {
+                    let x = (*block.x.add(first + t)).as_ptr().cast::<f32>();
+                    let sum = _mm512_load_si512(products[$group][first + t].as_ptr().cast());
+                    let x_scale = _mm512_set1_ps(x.add(section::GROUP_SCALES + $group).read());
+                    *y = _mm512_fmadd_ps(_mm512_mul_ps(d[$group], x_scale), _mm512_cvtepi32_ps(sum), *y);
+                    if F::MINIMUM_COLUMNS > 0 {
+                        let x_sum = _mm512_set1_ps(x.add(section::GROUP_SUMS + $group).read());
+                        *y = _mm512_fmadd_ps(dmin[$group], x_sum, *y);
+                    }
+                }
+            )* };
+        }
+        if groups == TILE / GROUP {
+            add!(0, 1, 2, 3, 4, 5, 6, 7);
+        } else {
+            for group in 0..groups {
+                add!(group);
             }
         }
-        _mm512_storeu_ps(at, y);
+        if second != first {
+            _mm512_storeu_ps(at(second), y[1]);
+        }
+        _mm512_storeu_ps(at(first), y[0]);
     }
 }
