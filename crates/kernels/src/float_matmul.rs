@@ -1,16 +1,19 @@
 //! Products of plain f32 matrices, for training: `y = a b` or `y += a b`, with rows and columns wherever they lie.
 //!
-//! The arithmetic is the gemm crate's, which picks the machine's instructions by itself. It sums over `k` in an order that
-//! depends on `k` alone, so that results do not depend on how they are split over threads.
+//! The arithmetic is AMX's where there is it (`amx_floats.rs`), and else the gemm crate's, which picks the machine's instructions
+//! by itself. Both sum over `k` in an order that depends on `k` alone, so that results do not depend on how they are split over
+//! threads.
 
 use gemm_common::Parallelism;
 
 use crate::ThreadPool;
+#[cfg(target_arch = "x86_64")]
+use crate::amx_floats;
 
 /// Most rows and columns of the results of a work item: large enough that copying the operands into the order of the
 /// inner loop costs little, and few enough that threads end together.
 const ITEM_ROWS: usize = 512;
-const ITEM_COLS: usize = 384;
+const ITEM_COLS: usize = 512;
 /// Parts are multiples of this, which the inner loops like.
 const STEP: usize = 16;
 
@@ -178,6 +181,23 @@ unsafe fn product(a: &FloatMatrix<'_>, b: &FloatMatrix<'_>, scale: f32, target: 
     if a.rows == 0 || b.cols == 0 {
         return;
     }
+    #[cfg(target_arch = "x86_64")]
+    if amx_floats::is_available()
+        && amx_floats::suits(a.rows, b.cols, a.cols, [a.row_stride, a.col_stride, b.col_stride, b.row_stride])
+    {
+        let of = |values: &[f32], lines, line_stride, k_stride| amx_floats::Lines {
+            values: values.as_ptr(),
+            lines,
+            line_stride,
+            k_stride,
+        };
+        let left = of(a.values, a.rows, a.row_stride, a.col_stride);
+        let right = of(b.values, b.cols, b.col_stride, b.row_stride);
+        let results = amx_floats::Results { start: y, stride: y_stride, scale, target };
+        // SAFETY: the operands' constructors have checked that their elements lie in their slices; of `y` the caller has.
+        unsafe { amx_floats::product(left, right, a.cols, results) };
+        return;
+    }
     let gemm = gemm_f32::gemm::f32::get_gemm_fn();
     // The inner loops want results whose columns are runs of memory, so the transposed product is asked for.
     // SAFETY: the operands' constructors have checked that their elements lie in their slices; of `y` the caller has.
@@ -236,6 +256,41 @@ mod tests {
                         assert!((got - want).abs() < 1e-6 * (k + 1) as f64, "{m} {n} {k}: {got} {want}");
                     }
                     assert!(y[i * y_stride + n..][..3].iter().all(|&x| x == before), "gaps stay as they are");
+                }
+            }
+        }
+    }
+
+    /// Both operands in both orders, with all bits of a float and with those of bf16. The sums' sizes are some √k, and so are
+    /// the roundings.
+    #[test]
+    fn large_products_agree_with_f64() {
+        let pool = ThreadPool::new(2);
+        let wide = |n: usize, seed: usize| -> Vec<f32> {
+            numbers(n, seed).iter().map(|x| x * (1.0 + 1e-3 * x) * [1.0, 1e-4, 30.0][seed % 3]).collect()
+        };
+        let short = |values: Vec<f32>| values.iter().map(|x| f32::from_bits(x.to_bits() & 0xFFFF_0000)).collect();
+        for (m, n, k) in [(16, 16, 16), (100, 70, 300), (33, 600, 65), (700, 49, 1025)] {
+            let (a, full) = (wide(m * k, 1), wide(k * n, 2));
+            for b in [full.clone(), short(full)] {
+                let turn = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
+                    (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
+                };
+                let (a_turned, b_turned) = (turn(&a, m, k), turn(&b, k, n));
+                let lefts = [FloatMatrix::new(&a, k), FloatMatrix::new(&a_turned, m).transposed()];
+                let rights = [FloatMatrix::new(&b, n), FloatMatrix::new(&b_turned, k).transposed()];
+                let largest = |x: &[f32]| x.iter().fold(0f32, |m, x| m.max(x.abs())) as f64;
+                let unit = largest(&a) * largest(&b) * (k as f64).sqrt();
+                for (left, right) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    let mut y = vec![1.0; m * n];
+                    let out = FloatMatrixMut::new(&mut y, n);
+                    float_matmul(&pool, lefts[left], rights[right], 0.5, Target::Sum, out);
+                    for (i, got) in y.iter().enumerate().step_by(7) {
+                        let (row, col) = (i / n, i % n);
+                        let sum: f64 = (0..k).map(|x| a[row * k + x] as f64 * b[x * n + col] as f64).sum();
+                        let error = (*got as f64 - 1.0 - 0.5 * sum).abs();
+                        assert!(error < 1e-6 * (unit + 1.0), "{m} {n} {k} {left} {right}: {error} of {unit}");
+                    }
                 }
             }
         }
