@@ -8,7 +8,7 @@ use octet_checkpoint::write::{self, NewTensor, Outline, RowOrder, Rows, outlines
 use octet_checkpoint::{Checkpoint, Error, Layout, Tensor, TensorName};
 use octet_kernels::blocks::dequantize_row;
 use octet_kernels::quantize::quantize_row;
-use octet_train::Adapter;
+use octet_model::Adapter;
 
 use crate::float_types::{FloatType, FloatTypes};
 use crate::output::{self, OutputOptions};

@@ -1,11 +1,11 @@
 //! The options by which commands open a model, said once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use octet_checkpoint::{Checkpoint, ElementType};
-use octet_engine::{Generator, OpenOptions};
+use octet_engine::{AdapterSource, Generator, OpenOptions};
 use octet_kernels::KvType;
 
 use crate::progress::Progress;
@@ -33,6 +33,9 @@ pub struct ModelOptions {
     /// Experts that work on each token, in place of the model's own number: fewer are faster and worse
     #[arg(long, value_name = "K")]
     pub experts_per_token: Option<usize>,
+    /// Answer with this adapter (LoRA): a folder in PEFT's format
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter: Option<PathBuf>,
     /// Load even where the model is predicted not to fit in memory
     #[arg(long)]
     pub load_anyway: bool,
@@ -56,7 +59,12 @@ impl ModelOptions {
             quantize: self.quantize,
             chunk: self.chunk,
             experts_per_token: self.experts_per_token,
+            adapters: self.adapter.iter().map(|folder| self.named(folder)).collect(),
         })
+    }
+
+    fn named(&self, folder: &Path) -> AdapterSource {
+        AdapterSource { name: folder.to_string_lossy().into_owned(), folder: folder.to_path_buf() }
     }
 
     /// Opens the model with a progress bar.
@@ -68,9 +76,10 @@ impl ModelOptions {
             crate::plan::check_fits(&checkpoint, &options)?;
         }
         let progress = Progress::new("loading");
-        let generator = Generator::load(checkpoint, &options, Some(&mut |done, total| progress.at(done, total)))
+        let mut generator = Generator::load(checkpoint, &options, Some(&mut |done, total| progress.at(done, total)))
             .with_context(cannot)?;
         progress.finish();
+        generator.set_adapter(options.adapters.first().map(|adapter| adapter.name.as_str()))?;
         Ok(generator)
     }
 }

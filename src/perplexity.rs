@@ -60,7 +60,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     tokenizer.encode_into(text.strip_suffix('\n').unwrap_or(&text), &mut tokens);
     let chunks = args.chunks.map_or(usize::MAX, |n| n as usize).min(tokens.len() / context);
     tokens.truncate(chunks.max(1) * context);
-    let windows = Windows { context, bos, kv: options.kv, experts_per_token: options.experts_per_token };
+    let windows = Windows {
+        context,
+        bos,
+        kv: options.kv,
+        experts_per_token: options.experts_per_token,
+        adapter: generator.adapter(),
+    };
     let progress = Progress::of_tokens("scoring");
     let mut watch = |done: usize, _: &Perplexity| progress.at((done * context) as u64, (chunks * context) as u64);
     let result = perplexity(model, &tokens, &windows, &mut watch).with_context(|| args.file.display().to_string())?;

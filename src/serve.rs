@@ -8,9 +8,9 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use clap::builder::TypedValueParser;
 use octet_checkpoint::{Checkpoint, ElementType, Params, TensorName};
-use octet_engine::{DiskCacheOptions, Engine, EngineOptions};
+use octet_engine::{AdapterSource, DiskCacheOptions, Engine, EngineOptions, OpenOptions};
 use octet_kernels::KvType;
-use octet_server::{EngineHandle, Facts, Limits, Loaded, Loader, Options, Planner};
+use octet_server::{AdapterOption, EngineHandle, Facts, Limits, Loaded, Loader, Options, Planner};
 
 use crate::footprint;
 use crate::model_options::{ModelOptions, kv_type, quantized_type};
@@ -34,6 +34,10 @@ pub struct Args {
     /// Another name for a model, as mistral-small=mixtral; several times
     #[arg(long, value_name = "ALIAS=NAME", value_parser = pair)]
     alias: Vec<(String, String)>,
+    /// An adapter (LoRA) that requests name as they name a model, as NAME=FOLDER, or NAME=FOLDER:MODEL where there are
+    /// several models; several times
+    #[arg(long, value_name = "NAME=FOLDER", value_parser = adapter)]
+    adapter: Vec<(String, PathBuf, Option<String>)>,
     /// A key that clients have to show, as KEY or NAME=KEY; several times
     #[arg(long, value_name = "KEY")]
     api_key: Vec<String>,
@@ -120,9 +124,23 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((left.into(), right.into()))
 }
 
+/// `NAME=FOLDER[:MODEL]`; a colon in an existing folder's name belongs to it.
+fn adapter(text: &str) -> Result<(String, PathBuf, Option<String>), String> {
+    let (name, whole) = text.split_once('=').ok_or("it has to be NAME=FOLDER or NAME=FOLDER:MODEL")?;
+    if name.is_empty() || name.contains('/') {
+        return Err("an adapter's name is not empty and has no slash".into());
+    }
+    match whole.rsplit_once(':') {
+        Some((folder, model)) if !Path::new(whole).exists() => Ok((name.into(), folder.into(), Some(model.into()))),
+        _ => Ok((name.into(), whole.into(), None)),
+    }
+}
+
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     start_log(&args);
+    let adapters = args.adapter.iter().cloned();
+    let adapters = adapters.map(|(name, folder, model)| AdapterOption { name, folder, model }).collect();
     let models = args.models.iter().map(|model| named(model)).collect::<anyhow::Result<Vec<_>>>()?;
     let limits = Limits {
         body_bytes: (args.max_body as usize) << 20,
@@ -137,6 +155,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         host: args.host,
         port: args.port,
         models,
+        adapters,
         aliases: args.alias,
         loader,
         api_keys: args.api_key,
@@ -185,7 +204,7 @@ fn loader(args: &Args) -> Loader {
         (args.threads, args.context, args.kv, args.quantize, args.chunk, args.load_anyway);
     let (kv_bytes, max_queue, max_running) = (args.kv_memory.map(|mib| mib << 20), args.max_requests, args.max_running);
     let (cache, cache_bytes, speculation) = (args.cache.clone(), args.cache_size << 20, !args.no_speculation);
-    Arc::new(move |path: &Path| {
+    Arc::new(move |path: &Path, adapters: &[AdapterOption]| {
         let options = ModelOptions {
             model: path.into(),
             threads,
@@ -194,6 +213,7 @@ fn loader(args: &Args) -> Loader {
             quantize,
             chunk,
             experts_per_token: None,
+            adapter: None,
             load_anyway,
         };
         let disk_cache = cache.as_ref().map(|folder| DiskCacheOptions {
@@ -201,13 +221,14 @@ fn loader(args: &Args) -> Loader {
             bytes: cache_bytes,
         });
         let engine = EngineOptions { kv_bytes, max_queue, max_running, disk_cache, speculation, ..Default::default() };
-        load(&options, engine).map_err(|error| format!("{error:#}"))
+        load(&options, adapters, engine).map_err(|error| format!("{error:#}"))
     })
 }
 
-fn load(options: &ModelOptions, engine: EngineOptions) -> anyhow::Result<Loaded> {
+fn load(options: &ModelOptions, adapters: &[AdapterOption], engine: EngineOptions) -> anyhow::Result<Loaded> {
     let cannot = || format!("cannot open {}", options.model.display());
-    let open = options.open_options()?;
+    let source = |adapter: &AdapterOption| AdapterSource { name: adapter.name.clone(), folder: adapter.folder.clone() };
+    let open = OpenOptions { adapters: adapters.iter().map(source).collect(), ..options.open_options()? };
     let checkpoint = Arc::new(Checkpoint::open(&options.model).with_context(cannot)?);
     if !options.load_anyway {
         crate::plan::check_fits(&checkpoint, &open)?;

@@ -3,7 +3,8 @@
 
 mod scratch;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -119,6 +120,70 @@ fn a_killed_run_goes_on_to_the_same_losses() {
     let other = scratch.file("other.jsonl", "{\"text\": \"abc\"}\n");
     finetune(&model, &other, &killed, &["--resume"]).refused_naming(&["another model, data or settings"]);
     finetune(&model, &data, &killed, &[]).refused_naming(&["is there already", "--resume"]);
+}
+
+/// The body of an answer to a request that closes its connection.
+fn http(address: &str, request: &str, body: &str) -> Value {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let head = format!("{request} HTTP/1.0\r\nhost: {address}\r\ncontent-type: application/json");
+    write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"))
+}
+
+#[test]
+fn an_adapter_answers_in_the_terminal_and_over_http() {
+    let scratch = Scratch::new();
+    let (model, data, out) = (model(&scratch), letters(&scratch), scratch.path("out"));
+    finetune(&model, &data, &out, &[]).succeeded();
+    let asked = ["--chat", "--temperature", "0", "--max-tokens", "3", "--quiet", "c"];
+    let say = |more: &[&str]| {
+        octet(["generate", text(&model)].into_iter().chain(more.iter().copied()).chain(asked)).succeeded()
+    };
+    let (plain, taught) = (say(&[]), say(&["--adapter", text(&out)]));
+    assert_ne!(plain, taught);
+    assert_ne!(say(&["--adapter", text(&out), "--quantize", "Q8_0"]), say(&["--quantize", "Q8_0"]));
+
+    let adapter = format!("taught={}", text(&out));
+    let mut server = Command::new(env!("CARGO_BIN_EXE_octet"))
+        .args(["serve", text(&model), "--port", "0", "--adapter", &adapter])
+        .stderr(Stdio::piped())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(server.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let address =
+        said.find_map(|line| Some(line.split_once("http://")?.1.to_owned())).expect("it says where it serves");
+    let answer = |model: &str| {
+        let message = json!({"role": "user", "content": "c"});
+        let body = json!({"model": model, "messages": [message], "temperature": 0, "max_tokens": 3}).to_string();
+        http(&address, "POST /v1/chat/completions", &body)
+    };
+    let [of_model, of_adapter] =
+        ["model", "taught"].map(|name| answer(name)["choices"][0]["message"]["content"].clone());
+    let models = http(&address, "GET /v1/models", "");
+    let unknown = answer("untaught")["error"]["message"].to_string();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert_eq!(of_model.as_str().unwrap(), plain.trim_end_matches('\n'));
+    assert_eq!(of_adapter.as_str().unwrap(), taught.trim_end_matches('\n'));
+    assert_eq!(models["data"][0]["id"], "model", "{models}");
+    assert_eq!(
+        (&models["data"][1]["id"], &models["data"][1]["parent"]),
+        (&json!("taught"), &json!("model")),
+        "{models}"
+    );
+    assert!(unknown.contains("model, taught"), "{unknown}");
+
+    let other = scratch.copy_of("mixtral-4x3", "other");
+    octet(["generate", text(&other), "--adapter", text(&out), "x"]).refused_naming(&["another model's adapter"]);
+    octet(["generate", text(&model), "--adapter", text(&data), "x"]).refused_naming(&["adapter_config.json"]);
+    let serve = |adapter: &str| octet(["serve", text(&model), text(&other), "--port", "0", "--adapter", adapter]);
+    serve(&adapter).refused_naming(&["which model", "model, other"]);
+    serve(&format!("{adapter}:third")).refused_naming(&["no model third"]);
+    serve("model=x:other").refused_naming(&["of this name already"]);
 }
 
 #[test]

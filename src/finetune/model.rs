@@ -8,8 +8,9 @@ use anyhow::bail;
 use octet_checkpoint::write::{self, NewTensor, Outline, outlines};
 use octet_checkpoint::{Checkpoint, ElementType, Layout, TensorName};
 use octet_kernels::quantize::quantize_row;
+use octet_model::{Adapter, LoraOptions, LoraTarget};
 use octet_train::learner::Learner;
-use octet_train::{Adapter, LoraOptions, LoraTarget, Model, ParameterName, Parameters, RunError, Trained, Tuned};
+use octet_train::{Model, ParameterName, Parameters, RunError, Trained, Tuned, new_adapter};
 
 use super::data::Method;
 use crate::tokenizer_files;
@@ -79,7 +80,7 @@ pub fn open(
     let trained = match &targets.adapter {
         _ if targets.all => Trained::All,
         Some(folder) => Trained::Adapter(Adapter::read(folder, params)?),
-        None => Trained::Adapter(Adapter::new(lora(targets, seed), params)?),
+        None => Trained::Adapter(new_adapter(lora(targets, seed), params)?),
     };
     let threads = threads.unwrap_or_else(Model::default_threads);
     Ok(Tuned::new(Model::new(checkpoint.clone(), threads, trained)?, targets.keep << 20))

@@ -13,6 +13,7 @@ use octet_checkpoint::Checkpoint;
 use octet_model::{Batch, Config, KvCache, LoadOptions, Record, Transformer, Workspace};
 use octet_tokenizer::Tokenizer;
 
+use crate::adapters::Adapters;
 use crate::disk_cache::{DiskCache, fingerprint};
 use crate::handle::{ModelInfo, Shared};
 use crate::job::Job;
@@ -31,6 +32,7 @@ const LOADING: Duration = Duration::from_millis(50);
 /// A model with all that runs on it. It acts only when [`Core::step`] is called.
 pub(crate) struct Core {
     pub(crate) model: Transformer,
+    pub(crate) adapters: Adapters,
     pub(crate) shared: Arc<Shared>,
     pub(crate) cache: KvCache,
     pub(crate) prefixes: PrefixCache,
@@ -69,11 +71,13 @@ impl Core {
         let path = checkpoint.path().to_path_buf();
         let files = checkpoint.files().to_vec();
         let threads = open.threads.unwrap_or_else(octet_kernels::cpu::available_threads);
-        let model = Transformer::load(
+        let adapters = Adapters::read(&open.adapters, checkpoint.params())?;
+        let mut model = Transformer::load(
             checkpoint,
             threads,
             LoadOptions { quantize: open.quantize, progress, ..Default::default() },
         )?;
+        let adapters = adapters.into_iter().map(|read| read.add_to(&mut model)).collect::<Result<_, _>>()?;
         let config = model.config().clone();
         let (context, kv_tokens) = sizes(options, &config)?;
         let cache = KvCache::new(&config, open.kv, kv_tokens)?;
@@ -101,6 +105,7 @@ impl Core {
             reserved: 0,
             turn: 0,
             order: Vec::new(),
+            adapters,
             pace: Pace::new(options.step_budget, open.chunk),
             options: options.clone(),
             workspace: Workspace::default(),
@@ -216,8 +221,12 @@ impl Core {
 
     /// Where a sequence begins.
     pub(crate) fn new_place(&mut self, index: usize) -> Place {
-        let variant = Variant { experts_per_token: self.experts_per_token(&self.sequences[index]) };
-        Place { kv: self.cache.add_sequence(), variant, node: self.prefixes.root(variant), n_indexed: 0 }
+        let sequence = &self.sequences[index];
+        let adapter = sequence.job.request.adapter.as_ref().and_then(|name| self.adapters.get(name));
+        let variant =
+            Variant { experts_per_token: self.experts_per_token(sequence), adapter: adapter.map(|adapter| adapter.id) };
+        let node = self.prefixes.root(variant, adapter.map_or(&[], |adapter| &adapter.fingerprint));
+        Place { kv: self.cache.add_sequence(), variant, node, n_indexed: 0 }
     }
 
     /// Experts for each token of a sequence.

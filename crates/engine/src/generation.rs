@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use octet_checkpoint::Checkpoint;
-use octet_model::{Record, Transformer};
+use octet_model::{AdapterId, Record, Transformer};
 use octet_tokenizer::Tokenizer;
 
 use crate::core::Core;
@@ -18,6 +18,8 @@ use crate::{EngineOptions, Error, Event, Flow, OpenOptions, Request, Sampling, S
 /// What was read is remembered: a prompt that begins with what has been seen already is only read from there on.
 pub struct Generator {
     core: Core,
+    /// Name of the adapter in use.
+    adapter: Option<String>,
 }
 
 /// What is asked of a [`Generator`].
@@ -97,7 +99,7 @@ impl Generator {
     ) -> Result<Generator, Error> {
         let alone = EngineOptions { max_running: 1, step_budget: Duration::MAX, ..EngineOptions::default() };
         let options = EngineOptions { open: options.clone(), ..alone };
-        Ok(Generator { core: Core::load(checkpoint, &options, progress)? })
+        Ok(Generator { core: Core::load(checkpoint, &options, progress)?, adapter: None })
     }
 
     /// The model.
@@ -134,6 +136,23 @@ impl Generator {
         self.core.options.open.experts_per_token.unwrap_or(self.model().config().num_experts_per_tok)
     }
 
+    /// The adapter that answers from the next one on; `None` for the model alone.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if it was not opened with the model.
+    pub fn set_adapter(&mut self, name: Option<&str>) -> Result<(), Error> {
+        if let Some(name) = name.filter(|name| self.core.adapters.get(name).is_none()) {
+            return Err(Error::Setting(format!("there is no adapter {name}")));
+        }
+        self.adapter = name.map(str::to_owned);
+        Ok(())
+    }
+
+    /// The model's name of the adapter in use.
+    pub fn adapter(&self) -> Option<AdapterId> {
+        self.adapter.as_ref().and_then(|name| self.core.adapters.get(name)).map(|adapter| adapter.id)
+    }
+
     /// Reads the prompt and draws an answer. `watch` sees the text as it comes, `record` what the model does ([`Nothing`]
     /// to record nothing).
     ///
@@ -148,6 +167,7 @@ impl Generator {
         watch: &mut dyn FnMut(Piece<'_>) -> Flow,
     ) -> Result<Answer, Error> {
         let mut request = Request::new(prompt.prompt.to_vec(), prompt.start);
+        request.adapter.clone_from(&self.adapter);
         (request.sampling, request.stop) = (prompt.sampling.clone(), prompt.stop.clone());
         let (sender, events) = mpsc::channel();
         let sink = move |event| if sender.send(event).is_ok() { Flow::Continue } else { Flow::Stop };

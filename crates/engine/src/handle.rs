@@ -95,6 +95,12 @@ impl Shared {
             ("prompt_logprobs", request.prompt_logprobs.unwrap_or(0), 0, 1000.min(vocab_size)),
             ("experts_per_token", request.experts_per_token.unwrap_or(1), 1, config.num_experts),
         ];
+        let adapters = &self.info.options.adapters;
+        if let Some(name) = request.adapter.as_ref().filter(|name| !adapters.iter().any(|a| a.name == **name)) {
+            let known: Vec<&str> = adapters.iter().map(|adapter| adapter.name.as_str()).collect();
+            let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+            return Err(Error::Setting(format!("there is no adapter {name:.100}; this model has {known}")));
+        }
         match limits.into_iter().find(|(_, value, least, most)| value < least || value > most) {
             Some((name, value, least, most)) => {
                 Err(Error::Setting(format!("{name} is {value}; it has to be from {least} to {most}")))

@@ -24,6 +24,7 @@
 //! A [`Generator`] is the same on the caller's thread, for one conversation.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod core;
 mod disk_cache;
 mod engine;
@@ -55,7 +56,7 @@ pub use error::Error;
 pub use event::{Event, Flow, Logprobs, Routed, Sink, StopReason, Usage};
 pub use generation::{Answer, Generator, Piece, Prompt};
 pub use handle::{Events, Handle, ModelInfo, Ticket};
-pub use options::{DiskCacheOptions, EngineOptions, OpenOptions};
+pub use options::{AdapterSource, DiskCacheOptions, EngineOptions, OpenOptions};
 pub use perplexity::{Perplexity, Windows, perplexity};
 pub use random::Random;
 pub use request::{Constraint, Pooling, Request, TextStart};

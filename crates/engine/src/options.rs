@@ -21,6 +21,17 @@ pub struct OpenOptions {
     pub chunk: usize,
     /// Experts for each token; `None` for the model's own number.
     pub experts_per_token: Option<usize>,
+    /// Adapters that requests may name.
+    pub adapters: Vec<AdapterSource>,
+}
+
+/// An adapter, and how requests call it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterSource {
+    /// Its name.
+    pub name: String,
+    /// Its folder, in PEFT's format.
+    pub folder: PathBuf,
 }
 
 impl OpenOptions {
@@ -37,6 +48,7 @@ impl Default for OpenOptions {
             quantize: None,
             chunk: 512,
             experts_per_token: None,
+            adapters: Vec::new(),
         }
     }
 }

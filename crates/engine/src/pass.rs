@@ -51,8 +51,9 @@ impl Core {
             self.joined.clear();
             self.joined.extend_from_slice(&sequence.tokens[from..from + slot.n_tokens - slot.guesses]);
             self.joined.extend_from_slice(&sequence.guess[..slot.guesses]);
-            self.batch.push(kv, &self.joined, slot.logits);
-            self.batch.experts_per_token = sequence.place.map(|place| place.variant.experts_per_token);
+            let variant = sequence.place.map(|place| place.variant);
+            self.batch.push_adapted(kv, variant.and_then(|v| v.adapter), &self.joined, slot.logits);
+            self.batch.experts_per_token = variant.map(|v| v.experts_per_token);
             self.observer.wants_routing |= request.record_routing;
             self.observer.wants_hidden |= request.hidden.is_some();
         }

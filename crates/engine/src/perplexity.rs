@@ -6,7 +6,7 @@
 //! window before it. What is left at the end of the text is not used.
 
 use octet_kernels::KvType;
-use octet_model::{Batch, KvCache, Logits, Nothing, Transformer, Workspace};
+use octet_model::{AdapterId, Batch, KvCache, Logits, Nothing, Transformer, Workspace};
 
 use crate::Error;
 
@@ -21,6 +21,8 @@ pub struct Windows {
     pub kv: KvType,
     /// Experts for each token; `None` for the model's own number.
     pub experts_per_token: Option<usize>,
+    /// The adapter that works on all of it.
+    pub adapter: Option<AdapterId>,
 }
 
 /// The sum over the tokens scored so far.
@@ -68,7 +70,7 @@ pub fn perplexity(
     windows: &Windows,
     watch: &mut dyn FnMut(usize, &Perplexity),
 ) -> Result<Perplexity, Error> {
-    let &Windows { context, bos, kv, experts_per_token } = windows;
+    let &Windows { context, bos, kv, experts_per_token, adapter } = windows;
     if context < 4 {
         return Err(Error::Setting(format!("windows of {context} tokens leave nothing to score; take 4 or more")));
     }
@@ -87,7 +89,7 @@ pub fn perplexity(
         for (part, wanted) in [(0..first_scored, Logits::None), (first_scored..context - 1, Logits::All)] {
             batch.clear();
             batch.experts_per_token = experts_per_token;
-            batch.push(sequence, &window[part.clone()], wanted);
+            batch.push_adapted(sequence, adapter, &window[part.clone()], wanted);
             let logits = model.forward(&batch, &mut cache, &mut workspace, &mut Nothing)?;
             for (logits, at) in logits.chunks_exact(model.config().vocab_size).zip(part) {
                 result.add(logits, window[at + 1]);

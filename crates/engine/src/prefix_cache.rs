@@ -15,7 +15,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use octet_model::KvCache;
+use octet_model::{AdapterId, KvCache};
 
 use crate::disk_cache::{DiskCache, PageHash, page_hash};
 
@@ -23,6 +23,7 @@ use crate::disk_cache::{DiskCache, PageHash, page_hash};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Variant {
     pub(crate) experts_per_token: usize,
+    pub(crate) adapter: Option<AdapterId>,
 }
 
 /// Names a node. It stays valid while somebody besides the tree holds its page.
@@ -70,11 +71,12 @@ impl PrefixCache {
         PrefixCache { disk, ..PrefixCache::default() }
     }
 
-    pub(crate) fn root(&mut self, variant: Variant) -> NodeId {
+    /// Where sequences of this variant begin. `adapter`: what tells its adapter from others after a restart, too.
+    pub(crate) fn root(&mut self, variant: Variant, adapter: &[u32]) -> NodeId {
         if let Some(&root) = self.roots.get(&variant) {
             return root;
         }
-        let hash = page_hash(&PageHash::default(), &[variant.experts_per_token as u32]);
+        let hash = page_hash(&PageHash::default(), &[&[variant.experts_per_token as u32], adapter].concat());
         let (tokens, children) = Default::default();
         let root = self.add(Node { parent: None, tokens, page: 0, children, used: 0, hash, saved: true });
         self.roots.insert(variant, root);

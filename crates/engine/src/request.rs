@@ -30,6 +30,8 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// Experts for each token; `None` for the engine's setting.
     pub experts_per_token: Option<usize>,
+    /// Name of the adapter to answer with; `None` for the model alone.
+    pub adapter: Option<String>,
     /// Report which experts worked on each token ([`Event::Routing`](crate::Event)).
     pub record_routing: bool,
     /// Report the prompt's last hidden states, pooled ([`Event::Hidden`](crate::Event)): an embedding.
@@ -51,6 +53,7 @@ impl Request {
             priority: 0,
             deadline: None,
             experts_per_token: None,
+            adapter: None,
             record_routing: false,
             hidden: None,
         }

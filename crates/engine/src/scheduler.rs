@@ -11,7 +11,7 @@ use std::time::Instant;
 use octet_model::{KvCache, Logits};
 
 use crate::core::Core;
-use crate::prefix_cache::{Variant, common_prefix};
+use crate::prefix_cache::common_prefix;
 use crate::sequence::Sequence;
 use crate::stats::add;
 use crate::{Event, Pooling};
@@ -166,10 +166,10 @@ impl Core {
     pub(crate) fn schedule(&mut self) {
         self.slots.clear();
         self.reserved = 0;
-        let Some(variant) = self.next_variant() else { return };
+        let Some(experts_per_token) = self.next_experts_per_token() else { return };
         let mut order = std::mem::take(&mut self.order);
         order.clear();
-        order.extend((0..self.sequences.len()).filter(|&i| self.runs_as(i, variant)));
+        order.extend((0..self.sequences.len()).filter(|&i| self.runs_with(i, experts_per_token)));
         order.sort_unstable_by_key(|&i| self.rank(i));
         for &index in &order {
             if self.pending(index) == 1 {
@@ -185,8 +185,8 @@ impl Core {
         self.order = order;
     }
 
-    fn runs_as(&self, index: usize, variant: Variant) -> bool {
-        self.sequences[index].place.is_some_and(|place| place.variant == variant)
+    fn runs_with(&self, index: usize, experts_per_token: usize) -> bool {
+        self.sequences[index].place.is_some_and(|place| place.variant.experts_per_token == experts_per_token)
     }
 
     /// Adds guesses to answers that are being written, if no prompt is being read beside them, where that pays.
@@ -220,15 +220,14 @@ impl Core {
     }
 
     /// A pass has one number of experts for all its tokens; where sequences differ in it, they take turns.
-    fn next_variant(&mut self) -> Option<Variant> {
+    fn next_experts_per_token(&mut self) -> Option<usize> {
         self.turn = self.turn.wrapping_add(1);
-        let mut variants = self.sequences.iter().filter_map(|s| s.place).map(|place| place.variant);
-        let first = variants.next()?;
-        if variants.all(|variant| variant == first) {
+        let numbers = || self.sequences.iter().filter_map(|s| s.place).map(|place| place.variant.experts_per_token);
+        let first = numbers().next()?;
+        if numbers().all(|number| number == first) {
             return Some(first);
         }
-        let places = self.sequences.iter().filter_map(|s| s.place);
-        let all: BTreeSet<Variant> = places.map(|place| place.variant).collect();
+        let all: BTreeSet<usize> = numbers().collect();
         all.iter().nth(self.turn % all.len()).copied()
     }
 

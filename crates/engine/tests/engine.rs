@@ -4,10 +4,12 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use octet_engine::{EngineOptions, Event, Flow, Generator, Prompt, Random, Request, Stop, StopReason, TextStart};
+use octet_engine::{
+    Engine, EngineOptions, Event, Flow, Generator, Prompt, Random, Request, Stop, StopReason, TextStart,
+};
 use octet_kernels::KvType;
 use octet_model::Nothing;
-use support::{ask, ask_all, collect, engine, model, options, prompt, request};
+use support::{adapters, ask, ask_all, collect, engine, model, options, prompt, request};
 
 /// Requests of every kind: short and long, greedy and drawn, with prompts that share their beginnings.
 fn mixed() -> Vec<Request> {
@@ -29,6 +31,7 @@ fn mixed() -> Vec<Request> {
         if i % 5 == 4 {
             request.experts_per_token = Some(1 + i % 3);
         }
+        request.adapter = [None, None, Some("first"), Some("second"), None][i % 5].map(str::to_owned);
         request.priority = i as i32 % 2;
         requests.push(request);
     }
@@ -47,6 +50,7 @@ fn an_answer_does_not_depend_on_company_chunks_cache_or_preemption() {
         let mut whole = options(64);
         whole.kv_bytes = Some(200 * 64 * 512);
         whole.open.kv = kv;
+        whole.open.adapters = adapters();
         let expected = alone(&whole, &requests);
         let mut crowded = whole.clone();
         crowded.open.chunk = 37;
@@ -71,6 +75,27 @@ fn an_answer_does_not_depend_on_company_chunks_cache_or_preemption() {
             assert_eq!(stats.preemptions > 0, options.open.chunk == 37, "{} preemptions", stats.preemptions);
         }
     }
+}
+
+/// Adapters change answers, share no pages with the model alone, and are known by name.
+#[test]
+fn adapters_answer_by_name() {
+    let mut with_adapters = options(64);
+    with_adapters.open.adapters = adapters();
+    let engine = engine(&with_adapters);
+    let of = |adapter: Option<&str>| Request { adapter: adapter.map(str::to_owned), ..request(prompt(4, 100), 20) };
+    let [plain, first, second] =
+        [None, Some("first"), Some("second")].map(|adapter| ask(&engine, of(adapter)).choices.remove(0).ids);
+    assert!(plain != first && plain != second && first != second, "{plain:?} {first:?} {second:?}");
+    assert_eq!(engine.stats().cached_tokens, 0, "keys and values of one adapter are no use to another");
+    assert_eq!(ask(&engine, of(Some("second"))).choices[0].ids, second);
+    assert_eq!(engine.stats().cached_tokens, 99);
+    let error = engine.generate(of(Some("third"))).err().unwrap().to_string();
+    assert_eq!(error, "there is no adapter third; this model has first, second");
+    let twice = [adapters(), adapters()].concat();
+    with_adapters.open.adapters = twice;
+    let error = Engine::open(model(), &with_adapters).err().unwrap().to_string();
+    assert_eq!(error, "two adapters are called first; give one another name");
 }
 
 #[test]

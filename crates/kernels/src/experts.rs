@@ -5,12 +5,19 @@
 //! the second an item is some rows of the result, to which the experts add in the order of their indices. So the bits of a
 //! token's result depend on its own experts alone.
 
+use std::ops::Range;
+
 use crate::activations::{ActivationView, Activations, ActivationsMut, Reads};
 use crate::lanes::Instructions;
 use crate::matmul::{chunk_panels, for_each_sum};
 use crate::packed_layout::{ROWS, TILE};
 use crate::shared_slice::SharedSlice;
-use crate::{PackedMatrix, ThreadPool, swiglu};
+use crate::{LowRank, PackedMatrix, ThreadPool, swiglu};
+
+mod changes;
+
+use changes::{ChangeScratch, Changes, Matrix};
+pub use changes::{ExpertChange, ExpertsChange};
 
 /// The three matrices of an expert.
 #[derive(Clone, Copy)]
@@ -32,6 +39,8 @@ pub struct Routes<'a> {
     pub weights: &'a [f32],
     /// Experts of a token.
     pub per_token: usize,
+    /// Low-rank changes of the experts for some of the tokens; `x` has to hold what their `A` reads.
+    pub changes: &'a [ExpertsChange<'a>],
 }
 
 /// Buffers that [`experts`] keeps between calls.
@@ -48,6 +57,7 @@ pub struct ExpertScratch {
     hidden: Activations,
     /// For every thread `[2][tokens][256]`: gate and up of a tile of hidden activations.
     gate_up: Vec<f32>,
+    changes: ChangeScratch,
 }
 
 /// A token of an expert.
@@ -66,7 +76,7 @@ struct Active {
 }
 
 impl Active {
-    fn slots(&self) -> std::ops::Range<usize> {
+    fn slots(&self) -> Range<usize> {
         self.first..self.first + self.count
     }
 }
@@ -109,49 +119,75 @@ pub(crate) fn experts_with<'a>(
     if gathered {
         scratch.gather(pool, x);
     }
-    let down = Reads::of(experts.clone().map(|expert| expert.w2));
+    let changed_down = routes.changes.iter().flat_map(|change| change.experts).filter_map(|expert| expert.w2.as_ref());
+    let down = Reads::of(experts.clone().map(|expert| expert.w2).chain(changed_down.map(LowRank::a)));
     scratch.hidden.resize(scratch.slots.len(), shape.hidden_dim, down);
     scratch.gate_up.resize(pool.threads() * 2 * GATE_UP_TOKENS * TILE, 0.0);
-    let ExpertScratch { slots, active, by_load, inputs, hidden, gate_up, .. } = scratch;
+    let ExpertScratch { slots, active, by_load, inputs, hidden, gate_up, changes, .. } = scratch;
+    let input = |active: &Active| if gathered { inputs.batch(active.slots()) } else { x.view() };
+    let mut changes = changes.set(instructions, routes.changes, active, slots);
+    [Matrix::W1, Matrix::W3].into_iter().for_each(|matrix| changes.shrink(pool, matrix, input));
 
     let tiles = shape.hidden_dim.div_ceil(TILE);
     let (out, buffers) = (hidden.shared(), SharedSlice::new(gate_up));
     pool.run(active.len() * tiles, &|item, thread| {
-        let active = active[by_load[item / tiles]];
-        let input = if gathered { inputs.batch(active.slots()) } else { x.view() };
+        let index = by_load[item / tiles];
+        let active = active[index];
         // SAFETY: a thread runs one item at a time.
         let buffer = unsafe { buffers.part(thread * 2 * GATE_UP_TOKENS * TILE, 2 * GATE_UP_TOKENS * TILE) };
-        let tile = HiddenTile { instructions, expert: all(active.expert), tile: item % tiles };
-        tile.compute(&input, &out.batch(active.slots()), buffer);
+        let (expert, tile) = (all(active.expert), item % tiles);
+        let tile = HiddenTile { instructions, expert, tile, index, changes: &changes };
+        tile.compute(&input(&active), &out.batch(active.slots()), buffer);
     });
 
+    changes.shrink(pool, Matrix::W2, |active| hidden.batch(active.slots()));
     let panels = shape.dim.div_ceil(ROWS);
     let chunk = chunk_panels(panels, pool.threads());
     let y = SharedSlice::new(y);
     pool.run(panels.div_ceil(chunk), &|item, _| {
-        let panels = item * chunk..((item + 1) * chunk).min(panels);
-        let (first, last) = (panels.start * ROWS, (panels.end * ROWS).min(shape.dim));
-        for token in 0..x.rows() {
-            // SAFETY: rows of the result belong to one item, here and below.
-            unsafe { y.part(token * shape.dim + first, last - first) }.fill(0.0);
-        }
-        for active in active.iter() {
-            let (w2, slots) = (all(active.expert).w2, &slots[active.slots()]);
-            for_each_sum(
-                instructions,
-                w2,
-                panels.clone(),
-                &hidden.batch(active.slots()),
-                0..slots.len(),
-                |panel, slot, sums| {
-                    let (Slot { token, weight }, row) = (slots[slot], panel * ROWS);
-                    // SAFETY: an item of the region owns its panels' rows of every token: no other thread has this part.
-                    let y = unsafe { y.part(token * shape.dim + row, (shape.dim - row).min(ROWS)) };
-                    y.iter_mut().zip(sums).for_each(|(y, sum)| *y = weight.mul_add(*sum, *y));
-                },
-            );
-        }
+        let down = Down { instructions, dim: shape.dim, slots, hidden, changes: &changes, y };
+        down.compute(x.rows(), item * chunk..((item + 1) * chunk).min(panels), active, |expert| all(expert).w2);
     });
+}
+
+/// Rows of the result, summed over the experts in the order of their indices.
+struct Down<'a> {
+    instructions: Instructions,
+    dim: usize,
+    slots: &'a [Slot],
+    hidden: &'a Activations,
+    changes: &'a Changes<'a>,
+    y: SharedSlice<'a, f32>,
+}
+
+impl Down<'_> {
+    /// Computes rows `panels` of all tokens; no other thread may do so.
+    fn compute<'w>(
+        &self,
+        tokens: usize,
+        panels: Range<usize>,
+        active: &[Active],
+        w2: impl Fn(usize) -> &'w PackedMatrix,
+    ) {
+        let (first, last) = (panels.start * ROWS, (panels.end * ROWS).min(self.dim));
+        // SAFETY: rows of the result belong to one item of the region; no other thread has these parts, here and below.
+        let part = |token: usize, row: usize, n: usize| unsafe { self.y.part(token * self.dim + row, n) };
+        (0..tokens).for_each(|token| part(token, first, last - first).fill(0.0));
+        for (index, active) in active.iter().enumerate() {
+            let slots = &self.slots[active.slots()];
+            let (hidden, n) = (self.hidden.batch(active.slots()), slots.len());
+            let panels = panels.clone();
+            for_each_sum(self.instructions, w2(active.expert), panels, &hidden, 0..n, |panel, slot, sums| {
+                let (Slot { token, weight }, row) = (slots[slot], panel * ROWS);
+                let y = part(token, row, (self.dim - row).min(ROWS));
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = weight.mul_add(*sum, *y));
+            });
+            self.changes.add(Matrix::W2, index, 0..n, first, |slot, add| {
+                let Slot { token, weight } = slots[slot];
+                add(weight, part(token, first, last - first));
+            });
+        }
+    }
 }
 
 /// The sizes that all experts share.
@@ -233,6 +269,9 @@ struct HiddenTile<'a> {
     instructions: Instructions,
     expert: Expert<'a>,
     tile: usize,
+    /// Of the expert among those that are active.
+    index: usize,
+    changes: &'a Changes<'a>,
 }
 
 impl HiddenTile<'_> {
@@ -244,9 +283,13 @@ impl HiddenTile<'_> {
         let (gate, up) = buffer.split_at_mut(GATE_UP_TOKENS * TILE);
         for first in (0..x.rows).step_by(GATE_UP_TOKENS) {
             let tokens = first..(first + GATE_UP_TOKENS).min(x.rows);
-            for (w, to) in [(self.expert.w1, &mut *gate), (self.expert.w3, &mut *up)] {
+            let products = [(Matrix::W1, self.expert.w1, &mut *gate), (Matrix::W3, self.expert.w3, &mut *up)];
+            for (matrix, w, to) in products {
                 for_each_sum(self.instructions, w, panels.clone(), x, tokens.clone(), |panel, token, sums| {
                     to[(token - first) * TILE + panel * ROWS - first_row..][..ROWS].copy_from_slice(sums);
+                });
+                self.changes.add(matrix, self.index, tokens.clone(), first_row, |token, add| {
+                    add(1.0, &mut to[(token - first) * TILE..][..rows]);
                 });
             }
             for token in tokens {

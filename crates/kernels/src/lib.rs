@@ -6,6 +6,8 @@ mod activations;
 mod aligned;
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod amx_floats;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -35,6 +37,7 @@ mod lanes;
 #[cfg(target_arch = "x86_64")]
 mod lanes_avx2;
 pub mod limits;
+mod low_rank;
 mod matmul;
 #[cfg(test)]
 mod matmul_tests;
@@ -53,9 +56,10 @@ mod thread_pool;
 pub use activations::{Activations, Reads};
 pub use attention::{AttentionLayer, AttentionScratch, attention};
 pub use error::Error;
-pub use experts::{Expert, ExpertScratch, Routes, experts};
+pub use experts::{Expert, ExpertChange, ExpertScratch, ExpertsChange, Routes, experts};
 pub use float_matmul::{FloatMatrix, FloatMatrixMut, Target, float_matmul};
 pub use kv_pages::{KvPages, KvType, Queries};
+pub use low_rank::{Changed, LowRank, add_low_rank};
 pub use matmul::{Product, matmul};
 pub use packed::{PackedMatrix, RowSource, Unsettled};
 pub use rms_norm::rms_norm;

@@ -4,9 +4,11 @@
 
 use octet_checkpoint::LayerTensor;
 use octet_kernels::{
-    Activations, AttentionLayer, AttentionScratch, PackedMatrix, Product, Reads, RopeAngles, ThreadPool, matmul,
+    Activations, AttentionLayer, AttentionScratch, LowRank, PackedMatrix, Product, Reads, RopeAngles, ThreadPool,
+    matmul,
 };
 
+use crate::lora::{Loras, change};
 use crate::{Batch, Config, KvCache, Record};
 
 /// The four matrices of a layer's attention.
@@ -30,6 +32,8 @@ pub(crate) struct AttentionBuffers {
     attended: Vec<f32>,
     attended_rows: Activations,
     scratch: AttentionScratch,
+    /// Between `A` and `B` of an adapter.
+    inner: Vec<f32>,
 }
 
 /// Where a forward pass is, and what all its layers share.
@@ -42,6 +46,7 @@ pub(crate) struct Step<'a> {
     /// Rotary angles of every token.
     pub(crate) angles: &'a RopeAngles,
     pub(crate) batch: &'a Batch,
+    pub(crate) loras: Loras<'a>,
 }
 
 impl Attention {
@@ -55,7 +60,7 @@ impl Attention {
         record: &mut dyn Record,
         out: &mut [f32],
     ) {
-        let AttentionBuffers { q, k, v, attended, attended_rows, scratch } = buffers;
+        let AttentionBuffers { q, k, v, attended, attended_rows, scratch, inner } = buffers;
         let (n, config) = (step.batch.tokens.len(), step.config);
         q.resize(n * config.q_dim(), 0.0);
         k.resize(n * config.kv_dim(), 0.0);
@@ -65,6 +70,11 @@ impl Attention {
             step.pool,
             &mut [Product { w: &self.wq, x, y: q }, Product { w: &self.wk, x, y: k }, Product { w: &self.wv, x, y: v }],
         );
+        for (rows, lora) in step.loras.of_layer(step.layer) {
+            change(step.pool, lora.wq.as_ref(), rows.clone(), (x, q), inner);
+            change(step.pool, lora.wk.as_ref(), rows.clone(), (x, k), inner);
+            change(step.pool, lora.wv.as_ref(), rows, (x, v), inner);
+        }
         step.angles.apply(q);
         step.angles.apply(k);
         let (tables, pages) = cache.split();
@@ -73,7 +83,12 @@ impl Attention {
         let past = AttentionLayer { pages, layer: step.layer, window: config.sliding_window };
         octet_kernels::attention(step.pool, q, &past, queries, scratch, attended);
         record.input(step.layer, LayerTensor::Wo, attended, config.q_dim());
-        attended_rows.set(step.pool, attended, config.q_dim(), Reads::of([&self.wo]));
+        let changes = || step.loras.of_layer(step.layer);
+        let inputs = changes().filter_map(|(_, lora)| lora.wo.as_ref()).map(LowRank::a);
+        attended_rows.set(step.pool, attended, config.q_dim(), Reads::of(inputs.chain([&self.wo])));
         matmul(step.pool, &mut [Product { w: &self.wo, x: attended_rows, y: out }]);
+        for (rows, lora) in changes() {
+            change(step.pool, lora.wo.as_ref(), rows, (attended_rows, out), inner);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! A ragged batch: the next tokens of any number of sequences, in one list.
 
-use crate::SequenceId;
+use crate::{AdapterId, SequenceId};
 
 /// Consecutive tokens of one sequence within a [`Batch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +9,8 @@ pub struct Run {
     pub sequence: SequenceId,
     /// Number of tokens.
     pub n_tokens: usize,
+    /// The adapter that works on them.
+    pub adapter: Option<AdapterId>,
 }
 
 /// The tokens of one forward pass.
@@ -38,9 +40,14 @@ impl Batch {
 
     /// Adds a run of `tokens`; asks for logits after the last of them if `wanted` says so.
     pub fn push(&mut self, sequence: SequenceId, tokens: &[u32], wanted: Logits) {
+        self.push_adapted(sequence, None, tokens, wanted);
+    }
+
+    /// The same with an adapter. All tokens of a sequence have to have the same one.
+    pub fn push_adapted(&mut self, sequence: SequenceId, adapter: Option<AdapterId>, tokens: &[u32], wanted: Logits) {
         let first = self.tokens.len();
         self.tokens.extend_from_slice(tokens);
-        self.runs.push(Run { sequence, n_tokens: tokens.len() });
+        self.runs.push(Run { sequence, n_tokens: tokens.len(), adapter });
         match wanted {
             Logits::None => {}
             Logits::Last => self.logit_rows.extend(self.tokens.len().checked_sub(1)),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use octet_checkpoint::{Checkpoint, TensorName};
+use octet_checkpoint::{Checkpoint, Params, TensorName};
 use octet_kernels::blocks::dequantize_row;
 
 use crate::Error;
@@ -18,6 +18,11 @@ impl Embedding {
     pub(crate) fn new(checkpoint: Arc<Checkpoint>) -> Result<Embedding, Error> {
         checkpoint.tensor(TensorName::TokenEmbedding)?;
         Ok(Embedding { checkpoint })
+    }
+
+    /// The shape of the model, as its files say it.
+    pub(crate) fn params(&self) -> &Params {
+        self.checkpoint.params()
     }
 
     /// `out [tokens, dim]` = the rows of `tokens`, which have been checked against the vocabulary.

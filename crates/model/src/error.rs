@@ -28,6 +28,14 @@ pub enum Error {
         /// Size of the model's vocabulary.
         vocab_size: usize,
     },
+    /// A file of an adapter cannot be used.
+    #[error("{}: {problem}", path.display())]
+    Adapter {
+        /// The file at fault.
+        path: std::path::PathBuf,
+        /// What is wrong, and the way out.
+        problem: String,
+    },
     /// More tokens than the key-value cache has room for.
     #[error(
         "the KV cache is full: {asked} more tokens asked, room for {free}; use a shorter prompt or a larger context"

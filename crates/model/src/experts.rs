@@ -2,7 +2,7 @@
 
 use octet_checkpoint::{ExpertMatrix, LayerTensor};
 use octet_kernels::{
-    Activations, Expert, ExpertScratch, PackedMatrix, Product, Reads, Routes, ThreadPool, matmul, swiglu,
+    Activations, Expert, ExpertScratch, ExpertsChange, PackedMatrix, Product, Reads, Routes, ThreadPool, matmul, swiglu,
 };
 
 use crate::{Record, Routing};
@@ -14,16 +14,17 @@ pub(crate) struct ExpertWeights {
     pub(crate) w3: PackedMatrix,
 }
 
-/// `y [tokens, dim]` = the weighted sum of the chosen experts' answers to `x`.
+/// `y [tokens, dim]` = the weighted sum of the chosen experts' answers to `x`, with adapters' changes of them.
 pub(crate) fn forward(
     pool: &ThreadPool,
     experts: &[ExpertWeights],
     x: &Activations,
     routing: &Routing,
+    changes: &[ExpertsChange<'_>],
     scratch: &mut ExpertScratch,
     y: &mut [f32],
 ) {
-    let routes = Routes { experts: &routing.experts, weights: &routing.weights, per_token: routing.per_token };
+    let routes = Routes { experts: &routing.experts, weights: &routing.weights, per_token: routing.per_token, changes };
     octet_kernels::experts(pool, experts.iter().map(ExpertWeights::as_kernel), x, &routes, scratch, y);
 }
 

@@ -5,6 +5,7 @@ use octet_kernels::{Activations, ExpertScratch, PackedMatrix, Reads, add_assign,
 
 use crate::attention::{Attention, AttentionBuffers, Step};
 use crate::experts::{self, ExpertWeights};
+use crate::lora::change;
 use crate::{KvCache, Record, Routing};
 
 /// The weights of a layer.
@@ -46,10 +47,12 @@ impl Layer {
         let LayerBuffers { normed, rows, delta, routing, scratch, .. } = buffers;
         norm_rows(x, &self.ffn_norm, step.config.norm_eps, normed);
         let first = self.experts.iter().flat_map(|expert| [&expert.w1, &expert.w3]);
-        rows.set(step.pool, normed, step.config.dim, Reads::of(first.chain(&self.router)));
+        let changed = step.loras.of_layer(step.layer).flat_map(|(_, lora)| lora.expert_inputs());
+        rows.set(step.pool, normed, step.config.dim, Reads::of(first.chain(&self.router).chain(changed)));
         self.route(step, rows, routing);
         record.routing(step.layer, routing);
-        experts::forward(step.pool, &self.experts, rows, routing, scratch, delta);
+        let changes = step.loras.of_experts(step.layer);
+        experts::forward(step.pool, &self.experts, rows, routing, &changes, scratch, delta);
         add_assign(x, delta);
     }
 
@@ -68,7 +71,8 @@ impl Layer {
         delta.resize(x.len(), 0.0);
         norm_rows(x, &self.attention_norm, step.config.norm_eps, normed);
         let Attention { wq, wk, wv, .. } = &self.attention;
-        rows.set(step.pool, normed, dim, Reads::of([wq, wk, wv]));
+        let changed = step.loras.of_layer(step.layer).flat_map(|(_, lora)| lora.attention_inputs());
+        rows.set(step.pool, normed, dim, Reads::of([wq, wk, wv].into_iter().chain(changed)));
         for tensor in [LayerTensor::Wq, LayerTensor::Wk, LayerTensor::Wv] {
             record.input(step.layer, tensor, normed, dim);
         }
@@ -80,7 +84,11 @@ impl Layer {
     pub(crate) fn route(&self, step: &Step<'_>, rows: &Activations, routing: &mut Routing) {
         let asked = step.batch.experts_per_token.unwrap_or(step.config.num_experts_per_tok);
         match &self.router {
-            Some(wg) => routing.route(step.pool, wg, rows, asked),
+            Some(wg) => routing.route(step.pool, wg, rows, asked, |logits| {
+                for (tokens, lora) in step.loras.of_layer(step.layer) {
+                    change(step.pool, lora.router.as_ref(), tokens, (rows, logits), &mut Vec::new());
+                }
+            }),
             None => routing.all_to_one(rows.rows()),
         }
     }

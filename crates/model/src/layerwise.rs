@@ -13,6 +13,7 @@ use crate::attention::Step;
 use crate::embedding::Embedding;
 use crate::experts::{self, ExpertIndex};
 use crate::layer::{Layer, LayerBuffers, norm_rows};
+use crate::lora::{Adapters, Loras};
 use crate::weights::Loader;
 use crate::{Batch, Config, Error, KvCache, LoadOptions, Logits, Packing, Record, Routing};
 
@@ -99,6 +100,8 @@ impl Layerwise {
     ) -> Result<(), Error> {
         let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
         let mut cache = KvCache::new(&self.config, KvType::F32, longest)?;
+        let adapters = Adapters::default();
+        let loras = Loras::new(&adapters, &[]);
         let (mut buffers, mut angles, mut rest) = (LayerBuffers::default(), RopeAngles::default(), x);
         for text in texts {
             let (x, others) = rest.split_at_mut(text.len() * self.config.dim);
@@ -109,7 +112,7 @@ impl Layerwise {
             cache.extend(sequence, text.len())?;
             let positions: Vec<usize> = (0..text.len()).collect();
             self.rope.angles(&positions, &mut angles);
-            let step = Step { pool: &self.pool, config: &self.config, layer, angles: &angles, batch: &batch };
+            let step = Step { pool: &self.pool, config: &self.config, layer, angles: &angles, batch: &batch, loras };
             weights.attend(&step, x, &mut cache, &mut buffers, record);
             cache.remove_sequence(sequence);
         }
@@ -121,7 +124,9 @@ impl Layerwise {
         const ROWS: usize = 512;
         let (config, mut all, mut some) = (&self.config, Routing::default(), Routing::default());
         let (mut rows, angles) = (Activations::new(), RopeAngles::default());
-        let step = Step { pool: &self.pool, config, layer: 0, angles: &angles, batch: &Batch::default() };
+        let adapters = Adapters::default();
+        let loras = Loras::new(&adapters, &[]);
+        let step = Step { pool: &self.pool, config, layer: 0, angles: &angles, batch: &Batch::default(), loras };
         for normed in normed.chunks(ROWS * config.dim) {
             rows.set(&self.pool, normed, config.dim, Reads::of(&weights.router));
             weights.route(&step, &rows, &mut some);

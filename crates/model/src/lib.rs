@@ -10,6 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod attention;
 mod batch;
 mod config;
@@ -19,17 +20,20 @@ mod experts;
 mod kv_cache;
 mod layer;
 mod layerwise;
+mod lora;
 mod packer;
 mod record;
 mod router;
 mod transformer;
 mod weights;
 
+pub use adapter::{Adapter, LoraOptions, LoraTarget, LowRankValues};
 pub use batch::{Batch, Logits, Run};
 pub use config::Config;
 pub use error::Error;
 pub use kv_cache::{KvCache, SequenceId};
 pub use layerwise::{Head, Layerwise};
+pub use lora::AdapterId;
 pub use record::{Nothing, Record};
 pub use router::Routing;
 pub use transformer::{LoadOptions, Packing, Transformer, Workspace};

@@ -21,11 +21,20 @@ pub struct Routing {
 }
 
 impl Routing {
-    /// Routes `x` (the normed residual stream): f32 throughout, whatever the weights are.
-    pub fn route(&mut self, pool: &ThreadPool, wg: &PackedMatrix, x: &Activations, per_token: usize) {
+    /// Routes `x` (the normed residual stream): f32 throughout, whatever the weights are. `change` may change the logits
+    /// before the choice.
+    pub(crate) fn route(
+        &mut self,
+        pool: &ThreadPool,
+        wg: &PackedMatrix,
+        x: &Activations,
+        per_token: usize,
+        change: impl FnOnce(&mut [f32]),
+    ) {
         self.num_experts = wg.rows();
         self.logits.resize(x.rows() * self.num_experts, 0.0);
         matmul(pool, &mut [Product { w: wg, x, y: &mut self.logits }]);
+        change(&mut self.logits);
         self.choose(x.rows(), per_token);
     }
 

@@ -9,8 +9,9 @@ use octet_kernels::{Activations, PackedMatrix, Product, Reads, Rope, RopeAngles,
 use crate::attention::Step;
 use crate::embedding::Embedding;
 use crate::layer::{Layer, LayerBuffers, norm_rows};
+use crate::lora::{Adapters, Loras, Span, find_spans};
 use crate::packer::Packer;
-use crate::{Batch, Config, Error, KvCache, Record, weights};
+use crate::{Adapter, AdapterId, Batch, Config, Error, KvCache, Record, Run, weights};
 
 /// How a model is loaded.
 #[derive(Default)]
@@ -48,6 +49,7 @@ pub struct Transformer {
     output: PackedMatrix,
     rope: Rope,
     packer: Packer,
+    adapters: Adapters,
 }
 
 /// Buffers of a forward pass, reused from step to step so that the steady state allocates nothing.
@@ -65,6 +67,8 @@ pub struct Workspace {
     wanted_rows: Activations,
     /// `[logit_rows, vocab_size]`.
     logits: Vec<f32>,
+    spans: Vec<Span>,
+    inner: Vec<f32>,
 }
 
 impl Transformer {
@@ -96,6 +100,7 @@ impl Transformer {
             output: weights.output,
             rope,
             packer,
+            adapters: Adapters::default(),
         })
     }
 
@@ -112,6 +117,19 @@ impl Transformer {
     /// The threads that the model runs on.
     pub fn pool(&self) -> &ThreadPool {
         &self.pool
+    }
+
+    /// Lets runs of a batch have this adapter.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it is for a model of another shape.
+    pub fn add_adapter(&mut self, adapter: &Adapter) -> Result<AdapterId, Error> {
+        self.adapters.add(&self.pool, adapter, self.embedding.params())
+    }
+
+    /// Bytes of all adapters.
+    pub fn adapters_bytes(&self) -> usize {
+        self.adapters.bytes()
     }
 
     /// Bytes of packed weights in memory.
@@ -143,14 +161,15 @@ impl Transformer {
     ) -> Result<&'w [f32], Error> {
         self.check(batch)?;
         admit(batch, cache, &mut workspace.positions)?;
-        let Workspace { x, positions, angles, embedding_row, layer: buffers, wanted, normed, wanted_rows, logits } =
-            workspace;
+        let Workspace { x, positions, angles, embedding_row, layer: buffers, spans, .. } = &mut *workspace;
         let dim = self.config.dim;
         x.resize(batch.tokens.len() * dim, 0.0);
         self.embedding.look_up(&batch.tokens, dim, embedding_row, x);
         record.hidden(0, x);
         self.rope.angles(positions, angles);
-        let mut step = Step { pool: &self.pool, config: &self.config, layer: 0, angles, batch };
+        find_spans(batch, spans);
+        let loras = Loras::new(&self.adapters, spans);
+        let mut step = Step { pool: &self.pool, config: &self.config, layer: 0, angles, batch, loras };
         for (index, layer) in self.layers.iter().enumerate() {
             step.layer = index;
             layer.forward(&step, x, cache, buffers, record);
@@ -158,6 +177,13 @@ impl Transformer {
                 record.hidden(index + 1, x);
             }
         }
+        Ok(self.head(batch, workspace, record))
+    }
+
+    /// The last norm, and logits where they are wanted.
+    fn head<'w>(&self, batch: &Batch, workspace: &'w mut Workspace, record: &mut dyn Record) -> &'w [f32] {
+        let Workspace { x, wanted, normed, wanted_rows, logits, spans, inner, .. } = workspace;
+        let dim = self.config.dim;
         normed.resize(x.len(), 0.0);
         norm_rows(x, &self.norm, self.config.norm_eps, normed);
         record.hidden(self.layers.len(), normed);
@@ -166,17 +192,21 @@ impl Transformer {
         record.head_input(wanted);
         logits.resize(batch.logit_rows.len() * self.config.vocab_size, 0.0);
         if !wanted.is_empty() {
-            wanted_rows.set(&self.pool, wanted, dim, Reads::of([&self.output]));
+            let loras = Loras::new(&self.adapters, spans);
+            wanted_rows.set(&self.pool, wanted, dim, Reads::of(loras.head_inputs().chain([&self.output])));
             matmul(&self.pool, &mut [Product { w: &self.output, x: wanted_rows, y: logits }]);
+            loras.change_logits(&self.pool, &batch.logit_rows, wanted_rows, logits, inner);
         }
         self.packer.begin();
-        Ok(logits)
+        logits
     }
 
     fn check(&self, batch: &Batch) -> Result<(), Error> {
         let n: usize = batch.runs.iter().map(|run| run.n_tokens).sum();
         assert_eq!(n, batch.tokens.len(), "the runs of a batch cover its tokens");
         assert!(batch.logit_rows.iter().all(|&row| row < n), "logits are asked for rows of the batch");
+        let known = |run: &Run| run.adapter.is_none_or(|id| self.adapters.contains(id));
+        assert!(batch.runs.iter().all(known), "adapters are this model's");
         let vocab_size = self.config.vocab_size;
         if let Some(&id) = batch.tokens.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(Error::TokenOutsideVocabulary { id, vocab_size });

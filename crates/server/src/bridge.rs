@@ -57,13 +57,21 @@ pub type Running = Vec<Ticket>;
 /// A model that answers.
 pub struct EngineHandle {
     handle: Handle,
+    /// The adapter that every request through this handle gets.
+    adapter: Option<String>,
+    /// None where others own the engine.
     engine: Mutex<Option<Engine>>,
 }
 
 impl EngineHandle {
     /// Of a running engine.
     pub fn new(engine: Engine) -> EngineHandle {
-        EngineHandle { handle: engine.clone(), engine: Mutex::new(Some(engine)) }
+        EngineHandle { handle: engine.clone(), adapter: None, engine: Mutex::new(Some(engine)) }
+    }
+
+    /// The same engine with one of its adapters.
+    pub fn adapted(&self, adapter: &str) -> EngineHandle {
+        EngineHandle { handle: self.handle.clone(), adapter: Some(adapter.into()), engine: Mutex::new(None) }
     }
 
     /// What the engine does and did.
@@ -89,7 +97,8 @@ impl EngineHandle {
             let tokenizer = self.handle.tokenizer().clone();
             let mut teller = Teller::new(ask, prompt, tokenizer, sender.clone());
             let sink = Box::new(move |event| teller.tell(event));
-            self.handle.submit(request(ask, ids), sink).map_err(|error| refuse(&error))
+            let request = Request { adapter: self.adapter.clone(), ..request(ask, ids) };
+            self.handle.submit(request, sink).map_err(|error| refuse(&error))
         };
         let running = ask.prompts.iter().enumerate().map(submit).collect::<Result<Vec<_>, _>>()?;
         Ok((events, running))
@@ -102,6 +111,7 @@ impl EngineHandle {
     pub async fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, Refusal> {
         let mut request = Request::new(ids.to_vec(), octet_engine::TextStart::Fresh);
         request.hidden = Some(Pooling::Mean);
+        request.adapter.clone_from(&self.adapter);
         request.stop = Stop::after(0);
         let (sender, receiver) = oneshot::channel();
         let mut sender = Some(sender);

@@ -38,5 +38,5 @@ mod openai;
 
 pub use app::{Limits, Planner};
 pub use bridge::EngineHandle;
-pub use models::{Facts, Loaded, Loader};
+pub use models::{AdapterOption, Facts, Loaded, Loader};
 pub use server::{Error, Options, serve};

@@ -26,6 +26,34 @@ pub struct Model {
     pub format: Result<ChatFormat, String>,
     /// What answers.
     pub engine: EngineHandle,
+    /// The model that this is an adapter of.
+    pub parent: Option<String>,
+}
+
+impl Model {
+    /// The model under the name of one of its adapters.
+    fn adapted(&self, adapter: &str) -> Model {
+        Model {
+            name: adapter.into(),
+            created: self.created,
+            facts: self.facts.clone(),
+            tokenizer: self.tokenizer.clone(),
+            format: self.format.clone(),
+            engine: self.engine.adapted(adapter),
+            parent: Some(self.name.clone()),
+        }
+    }
+}
+
+/// An adapter that requests name as they name a model.
+#[derive(Clone, Debug)]
+pub struct AdapterOption {
+    /// Its name in the APIs.
+    pub name: String,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Name of the model below; `None` for the only one.
+    pub model: Option<String>,
 }
 
 /// What a model is, for those who list it.
@@ -67,8 +95,8 @@ pub struct Loaded {
     pub engine: EngineHandle,
 }
 
-/// Opens the model at a path; the program knows how.
-pub type Loader = Arc<dyn Fn(&std::path::Path) -> Result<Loaded, String> + Send + Sync>;
+/// Opens the model at a path with adapters; the program knows how.
+pub type Loader = Arc<dyn Fn(&std::path::Path, &[AdapterOption]) -> Result<Loaded, String> + Send + Sync>;
 
 /// How long answers may go on when their model is unloaded.
 const UNLOAD_PATIENCE: Duration = Duration::from_secs(30);
@@ -107,6 +135,23 @@ pub struct Entry {
     pub path: PathBuf,
     /// What it holds now.
     pub slot: Slot,
+    /// Its adapters.
+    pub adapters: Vec<AdapterOption>,
+}
+
+impl Entry {
+    /// Its name and those of its adapters.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.name.as_str()).chain(self.adapters.iter().map(|adapter| adapter.name.as_str()))
+    }
+
+    /// What answers under a name: the model's, or that of one of its adapters.
+    fn named(&self, name: &str) -> Slot {
+        match &self.slot {
+            Slot::Ready(model) if name != self.name => Slot::Ready(Arc::new(model.adapted(name))),
+            slot => slot.clone(),
+        }
+    }
 }
 
 /// All models.
@@ -123,6 +168,7 @@ impl Models {
     /// A name that is there twice, or an alias of nothing.
     pub fn new(
         named: Vec<(String, PathBuf)>,
+        adapters: Vec<AdapterOption>,
         aliases: Vec<(String, String)>,
         loader: Loader,
     ) -> Result<Models, String> {
@@ -131,12 +177,13 @@ impl Models {
             if entries.iter().any(|entry| entry.name == name) {
                 return Err(format!("two models are called {name}; name one with OTHER={}", path.display()));
             }
-            entries.push(Entry { name, path, slot: Slot::Unloaded });
+            entries.push(Entry { name, path, slot: Slot::Unloaded, adapters: Vec::new() });
         }
+        adapters.into_iter().try_for_each(|adapter| add_adapter(&mut entries, adapter))?;
         let mut map = BTreeMap::new();
         for (alias, name) in aliases {
-            if !entries.iter().any(|entry| entry.name == name) {
-                let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
+            if !names(&entries).any(|known| known == name) {
+                let names: Vec<_> = names(&entries).collect();
                 return Err(format!("--alias {alias}={name}: there is no model {name}, only {}", names.join(", ")));
             }
             map.insert(alias, name);
@@ -158,10 +205,14 @@ impl Models {
     pub fn ready(&self) -> Vec<(String, Arc<Model>)> {
         let entries = self.read();
         let own = entries.iter().filter_map(|entry| match &entry.slot {
-            Slot::Ready(model) => Some((entry.name.clone(), model.clone())),
+            Slot::Ready(model) => Some((entry, model)),
             _ => None,
         });
-        let own: Vec<_> = own.collect();
+        let with_adapters = own.flat_map(|(entry, model)| {
+            let adapted = |adapter: &AdapterOption| (adapter.name.clone(), Arc::new(model.adapted(&adapter.name)));
+            std::iter::once((entry.name.clone(), model.clone())).chain(entry.adapters.iter().map(adapted))
+        });
+        let own: Vec<_> = with_adapters.collect();
         let of = |name: &String| own.iter().find(|(own, _)| own == name).map(|(_, model)| model.clone());
         let aliased = self.aliases.iter().filter_map(|(alias, name)| Some((alias.clone(), of(name)?)));
         let aliased: Vec<_> = aliased.collect();
@@ -174,13 +225,13 @@ impl Models {
     /// 404 if there is none of that name, 503 while it is not loaded.
     pub fn get(&self, name: Option<&str>) -> Result<Arc<Model>, Refusal> {
         let entries = self.read();
-        let entry = match name {
-            None if entries.len() == 1 => &entries[0],
+        let (entry, name) = match name {
+            None if entries.len() == 1 => (&entries[0], entries[0].name.as_str()),
             None => return Err(Refusal::field("model", "model is missing; this server has several")),
             Some(name) => self.entry(name, &entries)?,
         };
-        match &entry.slot {
-            Slot::Ready(model) => Ok(model.clone()),
+        match entry.named(name) {
+            Slot::Ready(model) => Ok(model),
             Slot::Loading => Err(Refusal {
                 retry_after_s: Some(5),
                 ..Refusal::new(Fault::Unavailable, format!("the model {} is being loaded", entry.name))
@@ -200,20 +251,20 @@ impl Models {
     /// 404 if there is none.
     pub fn own_name(&self, name: &str) -> Result<String, Refusal> {
         let entries = self.read();
-        self.entry(name, &entries).map(|entry| entry.name.clone())
+        self.entry(name, &entries).map(|(entry, _)| entry.name.clone())
     }
 
-    fn entry<'a>(&self, name: &str, entries: &'a [Entry]) -> Result<&'a Entry, Refusal> {
+    /// The entry that answers to a name, and the name without aliases: the entry's or that of an adapter.
+    fn entry<'a>(&self, name: &str, entries: &'a [Entry]) -> Result<(&'a Entry, &'a str), Refusal> {
         let known = |name: &str| {
             let name = self.aliases.get(name).map_or(name, String::as_str);
-            entries.iter().find(|entry| entry.name == name)
+            entries.iter().find_map(|entry| Some((entry, entry.names().find(|known| *known == name)?)))
         };
         known(name).or_else(|| known(name.strip_suffix(":latest")?)).ok_or_else(|| self.no_such(name, entries))
     }
 
     fn no_such(&self, name: &str, entries: &[Entry]) -> Refusal {
-        let names = entries.iter().map(|entry| &entry.name).chain(self.aliases.keys());
-        let names: Vec<&str> = names.map(String::as_str).collect();
+        let names: Vec<&str> = names(entries).chain(self.aliases.keys().map(String::as_str)).collect();
         // Ollama's clients look for these words.
         let message = format!("model '{name}' not found; this server has {}", names.join(", "));
         Refusal { param: Some("model".into()), ..Refusal::not_found(message) }
@@ -224,7 +275,7 @@ impl Models {
     /// # Errors
     /// There is none, or it cannot be opened.
     pub fn load(&self, name: &str) -> Result<(), Refusal> {
-        let path = {
+        let (path, adapters) = {
             let mut entries = self.write();
             let index = entries.iter().position(|entry| entry.name == name);
             let Some(index) = index else { return Err(self.no_such(name, &entries)) };
@@ -235,9 +286,9 @@ impl Models {
                 }
                 Slot::Unloaded | Slot::Failed(_) => entries[index].slot = Slot::Loading,
             }
-            entries[index].path.clone()
+            (entries[index].path.clone(), entries[index].adapters.clone())
         };
-        let loaded = (self.loader)(&path);
+        let loaded = (self.loader)(&path, &adapters);
         let slot = match &loaded {
             Ok(_) => None,
             Err(why) => Some(Slot::Failed(why.clone())),
@@ -245,8 +296,8 @@ impl Models {
         let slot = match (slot, loaded) {
             (None, Ok(Loaded { facts, tokenizer, engine })) => {
                 let format = ChatFormat::for_tokenizer(&tokenizer).map_err(|error| error.to_string());
-                let model = Model { name: name.into(), created: ids::unix_s(), facts, tokenizer, format, engine };
-                Slot::Ready(Arc::new(model))
+                let (name, created, parent) = (name.into(), ids::unix_s(), None);
+                Slot::Ready(Arc::new(Model { name, created, facts, tokenizer, format, engine, parent }))
             }
             (slot, _) => slot.unwrap_or(Slot::Unloaded),
         };
@@ -294,4 +345,32 @@ impl Models {
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Vec<Entry>> {
         self.entries.write().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// All names of models and adapters.
+fn names(entries: &[Entry]) -> impl Iterator<Item = &str> {
+    entries.iter().flat_map(Entry::names)
+}
+
+/// Puts an adapter to its model.
+fn add_adapter(entries: &mut [Entry], adapter: AdapterOption) -> Result<(), String> {
+    let AdapterOption { name, folder, model } = &adapter;
+    let what = format!("--adapter {name}={}", folder.display());
+    if names(entries).any(|known| known == name) {
+        return Err(format!("{what}: there is a model or adapter of this name already; take another"));
+    }
+    let known: Vec<String> = entries.iter().map(|entry| entry.name.clone()).collect();
+    let entry = match model {
+        None if entries.len() > 1 => {
+            return Err(format!("{what}: say which model it is for, as {what}:MODEL; there are {}", known.join(", ")));
+        }
+        None => entries.first_mut(),
+        Some(model) => entries.iter_mut().find(|entry| entry.name == *model),
+    };
+    let Some(entry) = entry else {
+        let model = model.as_deref().unwrap_or_default();
+        return Err(format!("{what}:{model}: there is no model {model}, only {}", known.join(", ")));
+    };
+    entry.adapters.push(adapter);
+    Ok(())
 }

@@ -13,7 +13,7 @@ use crate::app::{App, Limits, Planner, Shared};
 use crate::keys::Keys;
 use crate::listener::accept;
 use crate::metrics::Metrics;
-use crate::models::{Loader, Models};
+use crate::models::{AdapterOption, Loader, Models};
 use crate::octet::answers::Answers;
 use crate::octet::conversations::History;
 use crate::routes::routes;
@@ -49,6 +49,8 @@ pub struct Options {
     pub port: u16,
     /// Models by name and path.
     pub models: Vec<(String, PathBuf)>,
+    /// Adapters of models.
+    pub adapters: Vec<AdapterOption>,
     /// Other names of models.
     pub aliases: Vec<(String, String)>,
     /// How a model is opened.
@@ -94,7 +96,8 @@ pub fn serve(options: Options) -> Result<(), Error> {
         let listener = TcpListener::bind((options.host.as_str(), options.port)).await;
         let listener = listener.map_err(|cause| Error::Listen { address, cause })?;
         let address = listener.local_addr()?;
-        let models = Models::new(options.models, options.aliases, options.loader).map_err(Error::Option)?;
+        let models = Models::new(options.models, options.adapters, options.aliases, options.loader);
+        let models = models.map_err(Error::Option)?;
         let models = Arc::new(models);
         let history = options.data.as_deref().map(History::open).transpose().map_err(Error::Option)?;
         let app: Shared = Arc::new(App {

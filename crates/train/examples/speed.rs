@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use octet_checkpoint::Checkpoint;
-use octet_train::{Adapter, AdapterUse, Batch, LoraOptions, LoraTarget, Model, StepOptions, Trained};
+use octet_model::{LoraOptions, LoraTarget};
+use octet_train::{AdapterUse, Batch, Model, StepOptions, Trained, new_adapter};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -22,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let trained = match method {
         "full" => Trained::All,
         "forward" => Trained::Nothing,
-        _ => Trained::Adapter(Adapter::new(LoraOptions { targets, ..LoraOptions::default() }, checkpoint.params())?),
+        _ => Trained::Adapter(new_adapter(LoraOptions { targets, ..LoraOptions::default() }, checkpoint.params())?),
     };
     let model = Model::new(checkpoint, Model::default_threads(), trained)?;
     let mut batch = Batch::default();

@@ -9,7 +9,6 @@ mod batch;
 mod error;
 mod parameters;
 
-mod adapter;
 mod lora;
 
 mod attention;
@@ -40,10 +39,9 @@ pub mod task;
 pub mod tensorboard;
 pub mod trainer;
 
-pub use adapter::{Adapter, LowRank};
 pub use batch::Batch;
 pub use error::Error;
-pub use lora::{LoraOptions, LoraTarget};
+pub use lora::new_adapter;
 pub use model::{AdapterUse, LossReport, Model, StepOptions, Trained};
 pub use parameters::{Gradients, Parameter, ParameterName, Parameters};
 pub use preference::{Preference, PreferenceLoss, PreferenceOptions};

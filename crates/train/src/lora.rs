@@ -1,73 +1,34 @@
-//! Low-rank changes of matrices: `W x + scale · B (A x)`, with `scale = alpha / rank`, or `alpha / √rank` in rsLoRA.
+//! Adapters at their start, and what training does to their inputs. What an adapter is stands in `octet-model`.
 
-use octet_checkpoint::{LayerTensor, Params, TensorName};
+use octet_checkpoint::{Params, TensorName};
+use octet_model::{Adapter, LoraOptions, LowRankValues};
 
-/// Which matrices get a change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum LoraTarget {
-    /// Queries, keys, values and output of attention.
-    Attention,
-    /// The three matrices of every expert, each expert its own; the feed-forward matrices of a dense model.
-    Experts,
-    /// The router.
-    Router,
-    /// The output head.
-    Head,
-}
+use crate::Error;
 
-impl LoraTarget {
-    /// Whether it names this tensor.
-    pub fn covers(self, name: TensorName) -> bool {
-        use LayerTensor::{Expert, Router, Wk, Wo, Wq, Wv};
-        let TensorName::Layer(_, tensor) = name else {
-            return self == LoraTarget::Head && name == TensorName::Output;
-        };
-        match self {
-            LoraTarget::Attention => matches!(tensor, Wq | Wk | Wv | Wo),
-            LoraTarget::Experts => matches!(tensor, Expert(..)),
-            LoraTarget::Router => tensor == Router,
-            LoraTarget::Head => false,
+/// An adapter that changes nothing yet: `A` is uniform up to `1 / √cols`, drawn from the options' seed, and `B` is zero.
+///
+/// # Errors
+/// [`Error::Options`] if the options fit no matrix of the model, or make no sense.
+pub fn new_adapter(options: LoraOptions, params: &Params) -> Result<Adapter, Error> {
+    options.check()?;
+    for target in &options.targets {
+        let one = LoraOptions { targets: vec![*target], ..options.clone() };
+        if one.tensors(params).is_empty() {
+            return Err(Error::Options(format!("{target:?}: this model has no such matrix to adapt")));
         }
     }
-}
-
-/// The shape of an adapter, and what it starts from.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LoraOptions {
-    /// Rows of `A` and columns of `B`.
-    pub rank: usize,
-    /// Strength of the change; see `scale` above.
-    pub alpha: f32,
-    /// Share of the inputs of `A` that a training step sets to zero.
-    pub dropout: f32,
-    /// Whether the scale is `alpha / √rank` (rsLoRA).
-    pub rank_stabilized: bool,
-    /// What is changed.
-    pub targets: Vec<LoraTarget>,
-    /// `A` starts from uniform numbers up to `1 / √cols`, drawn from this seed; `B` from zeros, so nothing changes at first.
-    pub seed: u64,
-}
-
-impl Default for LoraOptions {
-    fn default() -> LoraOptions {
-        let targets = vec![LoraTarget::Attention];
-        LoraOptions { rank: 16, alpha: 32.0, dropout: 0.0, rank_stabilized: false, targets, seed: 0 }
+    let names = options.tensors(params);
+    if names.is_empty() {
+        return Err(Error::Options("no matrix was chosen to adapt".into()));
     }
-}
-
-impl LoraOptions {
-    /// What `B A` is multiplied by.
-    pub fn scale(&self) -> f32 {
-        let rank = self.rank as f32;
-        self.alpha / if self.rank_stabilized { rank.sqrt() } else { rank }
-    }
-
-    /// Every tensor that gets a change, in the order in which a token meets them.
-    pub fn tensors(&self, params: &Params) -> Vec<TensorName> {
-        let head = params.tied_embeddings.then_some(TensorName::Output);
-        let covered = |name: &TensorName| self.targets.iter().any(|target| target.covers(*name));
-        params.tensors().chain(head).filter(covered).collect()
-    }
+    let change = |(stream, name): (usize, TensorName)| {
+        let [rows, cols] = params.shape(name);
+        let a = first_a(options.seed, stream, options.rank, cols);
+        let b = vec![0.0; rows * options.rank];
+        (name, LowRankValues { rank: options.rank, scale: options.scale(), a, b })
+    };
+    let matrices = names.into_iter().enumerate().map(change).collect();
+    Ok(Adapter { options, matrices })
 }
 
 /// Numbers that look random and depend on nothing but their place: the same in a pass forward and its repetition.
@@ -82,7 +43,7 @@ pub(crate) fn noise(seed: u64, stream: u64, index: u64) -> u64 {
 }
 
 /// The first values of `A [rank, cols]`.
-pub(crate) fn first_a(seed: u64, stream: usize, rank: usize, cols: usize) -> Vec<f32> {
+fn first_a(seed: u64, stream: usize, rank: usize, cols: usize) -> Vec<f32> {
     let limit = 1.0 / (cols as f32).sqrt();
     let unit = |i: usize| (noise(seed, stream as u64, i as u64) >> 40) as f32 / (1u64 << 24) as f32;
     (0..rank * cols).map(|i| (2.0 * unit(i) - 1.0) * limit).collect()

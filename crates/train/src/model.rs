@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use octet_checkpoint::Checkpoint;
 use octet_kernels::gradients::SampleShape;
 use octet_kernels::{Rope, RopeAngles, ThreadPool, cpu};
-use octet_model::Config;
+use octet_model::{Adapter, Config};
 
 use crate::attention::Step;
 use crate::balance::Balance;
@@ -14,7 +14,7 @@ use crate::embedding::Embedding;
 use crate::layer::{Layer, LayerActivations};
 use crate::linear::{Linear, Pass};
 use crate::norm::Norm;
-use crate::{Adapter, Batch, Error, Gradients, Parameters, Preference, PreferenceOptions, loss};
+use crate::{Batch, Error, Gradients, Parameters, Preference, PreferenceOptions, loss};
 
 mod build;
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use octet_checkpoint::write::outlines;
 use octet_checkpoint::{Checkpoint, Layout};
+use octet_model::{Adapter, LoraOptions, LoraTarget};
 use octet_train::{
-    Adapter, AdapterUse, Batch, Gradients, LoraOptions, LoraTarget, Model, ParameterName, PreferenceOptions,
-    StepOptions, Trained,
+    AdapterUse, Batch, Gradients, Model, ParameterName, PreferenceOptions, StepOptions, Trained, new_adapter,
 };
 use safetensors::SafeTensors;
 
@@ -215,7 +215,7 @@ fn adapters_survive_being_written_and_read() {
         targets.extend(params.moe.map(|_| LoraTarget::Router));
         targets.sort();
         let options = LoraOptions { rank: 3, alpha: 5.0, dropout: 0.1, rank_stabilized: true, targets, seed: 0 };
-        let mut adapter = Adapter::new(options, &params).unwrap();
+        let mut adapter = new_adapter(options, &params).unwrap();
         for (i, change) in adapter.matrices.values_mut().enumerate() {
             change.b.iter_mut().enumerate().for_each(|(j, b)| *b = (i * 31 + j) as f32 / 100.0);
         }
@@ -235,7 +235,7 @@ fn adapters_gradients_agree_with_differences() {
     let params = Checkpoint::open(folder).unwrap().params().clone();
     let targets = vec![LoraTarget::Attention, LoraTarget::Experts, LoraTarget::Router, LoraTarget::Head];
     let options = LoraOptions { rank: 2, alpha: 4.0, dropout: 0.2, rank_stabilized: false, targets, seed: 5 };
-    let mut adapter = Adapter::new(options, &params).unwrap();
+    let mut adapter = new_adapter(options, &params).unwrap();
     for (i, change) in adapter.matrices.values_mut().enumerate() {
         change.b.iter_mut().enumerate().for_each(|(j, b)| *b = ((i * 31 + j * 17) % 41) as f32 / 100.0 - 0.2);
     }

@@ -1,12 +1,13 @@
 //! A step on a real mixture of experts: packing and passes change neither loss nor gradient, and the loss falls.
 
 use octet_checkpoint::Checkpoint;
+use octet_model::{LoraOptions, LoraTarget};
 use octet_train::adamw::{AdamW, Slot, StepSize};
 use octet_train::dataset::Origin;
 use octet_train::learner::Learner;
 use octet_train::sample::{PairSample, Sample};
 use octet_train::task::{LearnSettings, Task, reference};
-use octet_train::{Adapter, LoraOptions, LoraTarget, Model, PreferenceOptions, Trained, Tuned};
+use octet_train::{Model, PreferenceOptions, Trained, Tuned, new_adapter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ fn model(trained: impl FnOnce(&Checkpoint) -> Trained) -> Tuned {
 fn adapter(checkpoint: &Checkpoint) -> Trained {
     let targets = vec![LoraTarget::Attention, LoraTarget::Experts, LoraTarget::Router];
     let options = LoraOptions { targets, rank: 4, ..LoraOptions::default() };
-    Trained::Adapter(Adapter::new(options, checkpoint.params()).unwrap())
+    Trained::Adapter(new_adapter(options, checkpoint.params()).unwrap())
 }
 
 /// Ids that look random; the first `start` are not learned.

@@ -4,8 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use octet_engine::{Engine, EngineOptions, Event, Handle, OpenOptions, Request, StopReason, TextStart, Usage};
+use octet_checkpoint::Checkpoint;
+use octet_engine::{
+    AdapterSource, Engine, EngineOptions, Event, Handle, OpenOptions, Request, StopReason, TextStart, Usage,
+};
 use octet_kernels::KvType;
+use octet_model::Adapter;
 
 /// Folder of a model: a fixture's weights beside a tokenizer of 512 tokens.
 pub fn model() -> &'static Path {
@@ -20,6 +24,22 @@ pub fn model() -> &'static Path {
         folder
     });
     folder.path()
+}
+
+/// Two adapters of the model: PEFT's, called `first`, and `second` with other numbers in it.
+pub fn adapters() -> Vec<AdapterSource> {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let fixture = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/mixtral-8x2/lora"));
+    let folder = FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(model()).unwrap();
+        let mut adapter = Adapter::read(&fixture, checkpoint.params()).unwrap();
+        adapter.matrices.values_mut().for_each(|change| change.b.iter_mut().for_each(|b| *b *= -1.5));
+        adapter.write(folder.path(), checkpoint.params(), "tiny").unwrap();
+        folder
+    });
+    let named = |name: &str, folder: &Path| AdapterSource { name: name.into(), folder: folder.into() };
+    vec![named("first", &fixture), named("second", folder.path())]
 }
 
 /// Byte-level BPE without merges: ids 3 to 258 are the bytes, the rest are made-up words.

@@ -33,6 +33,9 @@ pub async fn state(State(app): State<Shared>) -> Json<Value> {
 
 fn model(entry: &Entry) -> Value {
     let mut shown = json!({"name": entry.name, "path": entry.path, "state": entry.slot.name()});
+    if !entry.adapters.is_empty() {
+        shown["adapters"] = entry.adapters.iter().map(|adapter| adapter.name.as_str()).collect();
+    }
     match &entry.slot {
         Slot::Failed(why) => shown["error"] = json!(why),
         Slot::Ready(model) => {

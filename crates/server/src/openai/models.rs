@@ -35,8 +35,12 @@ fn card(dialect: Dialect, name: &str, model: &Model) -> Value {
         Dialect::Anthropic => anthropic::models::card(name, model),
         Dialect::Mistral | Dialect::VercelAi => mistral::models::card(name, model),
         Dialect::OpenAi | Dialect::Ollama => {
-            json!({"id": name, "object": "model", "created": model.created, "owned_by": "octet",
-                "max_model_len": model.facts.context})
+            let mut card = json!({"id": name, "object": "model", "created": model.created, "owned_by": "octet",
+                "max_model_len": model.facts.context});
+            if let Some(parent) = &model.parent {
+                card["parent"] = json!(parent);
+            }
+            card
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use octet_checkpoint::{Checkpoint, ExpertMatrix, LayerTensor, TensorName};
 use octet_kernels::{Rope, ThreadPool};
-use octet_model::{Config, floats};
+use octet_model::{Adapter, Config, floats};
 
 use super::{Model, Trained};
 use crate::attention::Attention;
@@ -13,7 +13,7 @@ use crate::experts;
 use crate::layer::Layer;
 use crate::linear::{Frozen, Linear, LoraPlace, Weight};
 use crate::norm::Norm;
-use crate::{Adapter, Error, Parameter, ParameterName, Parameters};
+use crate::{Error, Parameter, ParameterName, Parameters};
 
 impl Model {
     /// Reads what is trained, and leaves the rest where it lies in the checkpoint. `threads` is at least 1.

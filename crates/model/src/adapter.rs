@@ -9,15 +9,17 @@ use std::path::Path;
 
 use octet_checkpoint::{Params, TensorName};
 
-use crate::lora::first_a;
-use crate::{Error, LoraOptions};
+use crate::Error;
 
+mod options;
 mod read;
 mod write;
 
+pub use options::{LoraOptions, LoraTarget};
+
 /// The change of one matrix `[rows, cols]`: `scale · B A`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LowRank {
+pub struct LowRankValues {
     /// Rows of `A`, columns of `B`.
     pub rank: usize,
     /// What the product is multiplied by.
@@ -34,36 +36,10 @@ pub struct Adapter {
     /// How it was made.
     pub options: LoraOptions,
     /// Of each changed matrix. A tied output head is [`TensorName::Output`].
-    pub matrices: BTreeMap<TensorName, LowRank>,
+    pub matrices: BTreeMap<TensorName, LowRankValues>,
 }
 
 impl Adapter {
-    /// An adapter that changes nothing yet.
-    ///
-    /// # Errors
-    /// [`Error::Options`] if the options fit no matrix of the model, or make no sense.
-    pub fn new(options: LoraOptions, params: &Params) -> Result<Adapter, Error> {
-        check_options(&options)?;
-        for target in &options.targets {
-            let one = LoraOptions { targets: vec![*target], ..options.clone() };
-            if one.tensors(params).is_empty() {
-                return Err(Error::Options(format!("{target:?}: this model has no such matrix to adapt")));
-            }
-        }
-        let names = options.tensors(params);
-        if names.is_empty() {
-            return Err(Error::Options("no matrix was chosen to adapt".into()));
-        }
-        let change = |(stream, name): (usize, TensorName)| {
-            let [rows, cols] = params.shape(name);
-            let a = first_a(options.seed, stream, options.rank, cols);
-            let b = vec![0.0; rows * options.rank];
-            (name, LowRank { rank: options.rank, scale: options.scale(), a, b })
-        };
-        let matrices = names.into_iter().enumerate().map(change).collect();
-        Ok(Adapter { options, matrices })
-    }
-
     /// Reads a PEFT folder for a model of this shape.
     ///
     /// # Errors
@@ -93,33 +69,26 @@ impl Adapter {
     }
 
     /// The same with empty arrays.
-    pub(crate) fn without_numbers(&self) -> Adapter {
-        let empty = |change: &LowRank| LowRank { rank: change.rank, scale: change.scale, a: vec![], b: vec![] };
+    pub fn without_numbers(&self) -> Adapter {
+        let empty =
+            |change: &LowRankValues| LowRankValues { rank: change.rank, scale: change.scale, a: vec![], b: vec![] };
         let matrices = self.matrices.iter().map(|(name, change)| (*name, empty(change))).collect();
         Adapter { options: self.options.clone(), matrices }
     }
 
     /// Whether every matrix is one of the model, and of its shape.
-    pub(crate) fn check(&self, params: &Params) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the one that is not.
+    pub fn check(&self, params: &Params) -> Result<(), Error> {
         for (&name, change) in &self.matrices {
             let [rows, cols] = params.shape(name);
             let known = params.tensors().any(|n| n == name) || name == TensorName::Output;
             if !known || change.a.len() != change.rank * cols || change.b.len() != rows * change.rank {
-                return Err(Error::Options(format!("the adapter's {name} does not fit this model; is it another's?")));
+                return Err(Error::Config(format!("the adapter's {name} does not fit this model; is it another's?")));
             }
         }
         Ok(())
-    }
-}
-
-fn check_options(options: &LoraOptions) -> Result<(), Error> {
-    let wrong = |what: String| Err(Error::Options(what));
-    match options {
-        LoraOptions { rank: 0, .. } => wrong("the rank is 0; it has to be 1 or more".into()),
-        o if o.rank > 4096 => wrong(format!("the rank is {}; the limit is 4096", o.rank)),
-        o if !o.alpha.is_finite() => wrong(format!("alpha is {}; it has to be a number", o.alpha)),
-        o if !(0.0..1.0).contains(&o.dropout) => wrong(format!("dropout is {}; it has to be from 0 to 1", o.dropout)),
-        _ => Ok(()),
     }
 }
 

@@ -10,8 +10,8 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use super::{Adapter, LowRank, check_options, peft_name, rotary_head};
-use crate::{Error, LoraOptions, LoraTarget};
+use super::{Adapter, LoraOptions, LoraTarget, LowRankValues, peft_name, rotary_head};
+use crate::Error;
 
 /// Largest configuration that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -80,7 +80,7 @@ fn options(path: &Path, config: &Value) -> Result<LoraOptions, Error> {
         targets: Vec::new(),
         seed: 0,
     };
-    check_options(&options).map_err(|e| problem(path, e.to_string()))?;
+    options.check().map_err(|e| problem(path, e.to_string()))?;
     Ok(options)
 }
 
@@ -94,7 +94,7 @@ struct Tensors<'a> {
 }
 
 impl Tensors<'_> {
-    fn matrices(&self) -> Result<BTreeMap<TensorName, LowRank>, Error> {
+    fn matrices(&self) -> Result<BTreeMap<TensorName, LowRankValues>, Error> {
         let known = known_names(self.params);
         let mut matrices = BTreeMap::new();
         for stored in self.file.names() {
@@ -113,7 +113,7 @@ impl Tensors<'_> {
         Ok(matrices)
     }
 
-    fn matrix(&self, name: TensorName, stem: &str) -> Result<LowRank, Error> {
+    fn matrix(&self, name: TensorName, stem: &str) -> Result<LowRankValues, Error> {
         let [rows, cols] = self.params.shape(name);
         let (a, [rank, a_cols]) = self.floats(&format!("{stem}.lora_A.weight"))?;
         let (stored, [b_rows, b_rank]) = self.floats(&format!("{stem}.lora_B.weight"))?;
@@ -127,7 +127,7 @@ impl Tensors<'_> {
         for (row, stored) in stored.chunks_exact(rank).enumerate() {
             b[order.canonical(row) * rank..][..rank].copy_from_slice(stored);
         }
-        Ok(LowRank { rank, scale: self.scale(stem, rank), a, b })
+        Ok(LowRankValues { rank, scale: self.scale(stem, rank), a, b })
     }
 
     /// The scale of a matrix, whose strength may differ from the others' (`alpha_pattern`).
