@@ -137,7 +137,8 @@ fn http(address: &str, request: &str, body: &str) -> Value {
 fn an_adapter_answers_in_the_terminal_and_over_http() {
     let scratch = Scratch::new();
     let (model, data, out) = (model(&scratch), letters(&scratch), scratch.path("out"));
-    finetune(&model, &data, &out, &[]).succeeded();
+    let run = ["finetune", text(&model), text(&data), "--out", text(&out), "--rate", "0.01", "--steps", "40"];
+    octet(run.into_iter().chain(["--batch", "8", "--targets", "attention,experts,router"])).succeeded();
     let asked = ["--chat", "--temperature", "0", "--max-tokens", "3", "--quiet", "c"];
     let say = |more: &[&str]| {
         octet(["generate", text(&model)].into_iter().chain(more.iter().copied()).chain(asked)).succeeded()
@@ -178,7 +179,9 @@ fn an_adapter_answers_in_the_terminal_and_over_http() {
     assert!(unknown.contains("model, taught"), "{unknown}");
 
     let other = scratch.copy_of("mixtral-4x3", "other");
-    octet(["generate", text(&other), "--adapter", text(&out), "x"]).refused_naming(&["another model's adapter"]);
+    let adapter_of_other = scratch::fixtures().join("mixtral-4x3/lora");
+    octet(["generate", text(&model), "--adapter", text(&adapter_of_other), "x"])
+        .refused_naming(&["another model's adapter"]);
     octet(["generate", text(&model), "--adapter", text(&data), "x"]).refused_naming(&["adapter_config.json"]);
     let serve = |adapter: &str| octet(["serve", text(&model), text(&other), "--port", "0", "--adapter", adapter]);
     serve(&adapter).refused_naming(&["which model", "model, other"]);
