@@ -54,7 +54,7 @@ impl Reference {
 }
 
 fn open(path: &Path, quantize: Option<ElementType>) -> Transformer {
-    Transformer::open(path, 2, LoadOptions { quantize, progress: None }).unwrap()
+    Transformer::open(path, 2, LoadOptions { quantize, ..Default::default() }).unwrap()
 }
 
 /// Logits of texts that run in one batch, each with an adapter or without; text after text.
