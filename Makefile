@@ -4,19 +4,23 @@ CARGO ?= cargo
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo recipe test lint unit clients docs bench clean-demo
+.PHONY: help demo recipe page test lint unit clients docs bench clean-demo
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## Build a real mixture of experts out of a small model and ask it a question
+demo: page ## Build a real mixture of experts out of a small model and ask it a question
 	@CARGO="$(CARGO)" PYTHON="$(PYTHON)" tools/demo
 
 recipe: ## Train the demo's model on real text, then SFT, then DPO: make recipe [MINUTES=150]
 	@CARGO="$(CARGO)" PYTHON="$(PYTHON)" MINUTES="$(MINUTES)" tools/recipe
 
+# What lies in web/dist is embedded by the next build of the program; without npm there is a server without the page.
+page: ## Build the page that the server hands to browsers
+	@if command -v npm >/dev/null; then web/build; else echo "no npm: the server is built without its page" >&2; fi
+
 # The test runner comes last, so that its summary is the last thing on the screen.
-test: lint docs unit clients ## Run every check and every test
+test: page lint docs unit clients ## Run every check and every test
 
 lint: ## Check the format, and clippy with warnings denied
 	$(CARGO) fmt --all --check

@@ -43,6 +43,7 @@ fn own() -> Router<Shared> {
     Router::new()
         .route("/", get(page::root))
         .route("/assets/{*name}", get(page::asset))
+        .route("/favicon.svg", get(page::icon))
         .route("/health", get(probes::health))
         .route("/ready", get(probes::ready))
         .route("/metrics", get(probes::metrics))

@@ -1,14 +1,16 @@
 //! `/octet/conversations`: JSON objects that the page keeps, each a plain file `DIR/conversations/KEY/ID.json`.
 //!
-//! The server does not look into them, but for a title and a time to list. A write replaces the whole file, or nothing; with
-//! `If-Match` it is refused when somebody else has written in between.
+//! The server does not look into them, but for a title and a time to list, and for a text that is looked for. A write replaces
+//! the whole file, or nothing; with `If-Match` it is refused when somebody else has written in between.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path as FilePath, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -21,11 +23,18 @@ use crate::refusal::{Fault, Refusal};
 
 /// Most conversations of a key.
 const MOST: usize = 100_000;
+/// Letters that are shown before what was found, and in all.
+const FOUND_BEFORE: usize = 30;
+const FOUND_LETTERS: usize = 120;
 
 /// Where conversations are kept.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct History {
     folder: PathBuf,
+    /// What stands in the list of each file, by its time and length: the list is asked for every few seconds.
+    summaries: Mutex<HashMap<PathBuf, (SystemTime, u64, Value)>>,
+    /// Held while a file is compared and replaced, so that of two writers one sees the other.
+    writing: Mutex<()>,
 }
 
 impl History {
@@ -36,7 +45,7 @@ impl History {
     pub fn open(data: &FilePath) -> Result<History, String> {
         let folder = data.join("conversations");
         std::fs::create_dir_all(&folder).map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
-        Ok(History { folder })
+        Ok(History { folder, ..History::default() })
     }
 
     fn folder(&self, key: &str) -> PathBuf {
@@ -68,6 +77,7 @@ impl History {
     /// The disk, or `expected` is not what is there.
     pub fn write(&self, key: &str, id: &str, bytes: &[u8], expected: Option<&str>) -> Result<String, Refusal> {
         let path = self.file(key, id)?;
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(expected) = expected {
             let there = std::fs::read(&path).map(|old| tag(&old)).unwrap_or_default();
             if there != expected {
@@ -99,7 +109,7 @@ impl History {
     /// The disk.
     pub fn keep_answer(&self, key: &str, id: &str, bytes: &[u8]) -> Result<(), Refusal> {
         let folder = self.folder.with_file_name("answers");
-        History { folder }.write(key, id, bytes, None).map(drop)
+        History { folder, ..History::default() }.write(key, id, bytes, None).map(drop)
     }
 
     /// The log of a finished answer.
@@ -108,15 +118,36 @@ impl History {
     /// There is none.
     pub fn kept_answer(&self, key: &str, id: &str) -> Result<Vec<u8>, Refusal> {
         let folder = self.folder.with_file_name("answers");
-        History { folder }.read(key, id).map(|(bytes, _)| bytes)
+        History { folder, ..History::default() }.read(key, id).map(|(bytes, _)| bytes)
     }
 
-    fn list(&self, key: &str) -> Vec<Value> {
+    /// Of all conversations, or of those in which `search` stands, newest first.
+    fn list(&self, key: &str, search: Option<&str>) -> Vec<Value> {
         let Ok(entries) = std::fs::read_dir(self.folder(key)) else { return Vec::new() };
-        let mut list: Vec<(u64, Value)> =
-            entries.flatten().take(MOST).filter_map(|entry| summary(&entry.path())).collect();
-        list.sort_by_key(|(time, _)| std::cmp::Reverse(*time));
-        list.into_iter().map(|(_, value)| value).collect()
+        let search = search.map(str::to_lowercase);
+        let one = |path: PathBuf| match &search {
+            Some(text) => found(&path, text),
+            None => self.summary(&path),
+        };
+        let mut list: Vec<Value> = entries.flatten().take(MOST).filter_map(|entry| one(entry.path())).collect();
+        list.sort_by_key(|value| std::cmp::Reverse(value["changed_ms"].as_u64()));
+        list
+    }
+
+    /// What the list shows of a file; `None` for what is no conversation.
+    fn summary(&self, path: &FilePath) -> Option<Value> {
+        let file = path.metadata().ok()?;
+        let (time, length) = (file.modified().ok()?, file.len());
+        let known = |map: &HashMap<PathBuf, (SystemTime, u64, Value)>| {
+            map.get(path).filter(|known| (known.0, known.1) == (time, length)).map(|known| known.2.clone())
+        };
+        let summaries = || self.summaries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known(&summaries()) {
+            return Some(known);
+        }
+        let (_, value) = read_summary(path)?;
+        summaries().insert(path.to_owned(), (time, length, value.clone()));
+        Some(value)
     }
 
     fn remove(&self, key: &str, id: &str) -> Result<(), Refusal> {
@@ -131,16 +162,37 @@ fn missing(error: &std::io::Error, id: &str) -> Refusal {
     }
 }
 
-/// Time and what the list shows of a file; `None` for what is no conversation.
-fn summary(path: &FilePath) -> Option<(u64, Value)> {
+/// A conversation, and what the list shows of it.
+fn read_summary(path: &FilePath) -> Option<(Value, Value)> {
     let id = path.file_name()?.to_str()?.strip_suffix(".json")?.to_owned();
     let changed = path.metadata().ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
     let value: Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-    let changed_ms = changed.as_millis() as u64;
-    Some((
-        changed_ms,
-        json!({"id": id, "title": value.get("title"), "model": value.get("model"), "changed_ms": changed_ms}),
-    ))
+    let (title, model, changed_ms) = (value.get("title"), value.get("model"), changed.as_millis() as u64);
+    let summary = json!({"id": id, "title": title, "model": model, "changed_ms": changed_ms});
+    Some((value, summary))
+}
+
+/// The same of a file in which `text`, in small letters, stands, with the place.
+fn found(path: &FilePath, text: &str) -> Option<Value> {
+    let (value, mut summary) = read_summary(path)?;
+    summary["found"] = json!(place_of(&value, "", text)?);
+    Some(summary)
+}
+
+/// Looks for `text` in titles and contents, however deep; some words around it.
+fn place_of(value: &Value, name: &str, text: &str) -> Option<String> {
+    match value {
+        Value::String(content) if matches!(name, "content" | "title" | "system") => {
+            let small = content.to_lowercase();
+            let letters_before = small[..small.find(text)?].chars().count();
+            let start = letters_before.saturating_sub(FOUND_BEFORE);
+            let around: String = content.chars().skip(start).take(FOUND_LETTERS).collect();
+            Some(around.split_whitespace().collect::<Vec<_>>().join(" "))
+        }
+        Value::Array(items) => items.iter().find_map(|item| place_of(item, name, text)),
+        Value::Object(fields) => fields.iter().find_map(|(name, item)| place_of(item, name, text)),
+        _ => None,
+    }
 }
 
 /// Tells versions apart.
@@ -155,25 +207,45 @@ fn none() -> Refusal {
     Refusal::not_found("this server keeps no conversations; start it with --data DIR")
 }
 
-/// All of the caller's, newest first.
+/// What is looked for.
+#[derive(serde::Deserialize)]
+pub struct Search {
+    /// A text, in any case of letters.
+    search: Option<String>,
+}
+
+/// All of the caller's, or those in which a text stands, newest first.
 ///
 /// # Errors
 /// The server keeps none.
-pub async fn list(State(app): State<Shared>, caller: Caller) -> Result<Json<Value>, Refusal> {
+pub async fn list(
+    State(app): State<Shared>,
+    caller: Caller,
+    Query(Search { search }): Query<Search>,
+) -> Result<Json<Value>, Refusal> {
     text_work(move || {
-        let list = app.history.as_ref().ok_or_else(none)?.list(caller.name());
+        let list = app.history.as_ref().ok_or_else(none)?.list(caller.name(), search.as_deref());
         Ok(Json(json!({"conversations": list})))
     })
     .await
 }
 
-/// One of them, as it was put.
+/// One of them, as it was put; 304 to whoever has this version.
 ///
 /// # Errors
 /// There is none.
-pub async fn get(State(app): State<Shared>, caller: Caller, Path(id): Path<String>) -> Result<Response, Refusal> {
+pub async fn get(
+    State(app): State<Shared>,
+    caller: Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
     let (bytes, tag) = text_work(move || app.history.as_ref().ok_or_else(none)?.read(caller.name(), &id)).await?;
-    let mut response = ([(header::CONTENT_TYPE, "application/json")], bytes).into_response();
+    let mut response = match headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes())
+    {
+        true => StatusCode::NOT_MODIFIED.into_response(),
+        false => ([(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
+    };
     put_tag(response.headers_mut(), &tag);
     Ok(response)
 }
@@ -228,14 +300,33 @@ mod tests {
         let second = history.write("local", "a-1", b"{\"title\":\"U\"}", Some(&first)).unwrap();
         assert_eq!(history.write("local", "a-1", b"{}", Some(&first)).unwrap_err().fault, Fault::Conflict);
         assert_ne!(first, second);
-        assert_eq!(history.list("local")[0]["title"], "U");
-        assert!(history.list("other").is_empty() && history.read("other", "a-1").is_err());
+        assert_eq!(history.list("local", None)[0]["title"], "U");
+        assert!(history.list("other", None).is_empty() && history.read("other", "a-1").is_err());
         for id in ["../a", "", "a/b", ".."] {
             assert!(history.read("local", id).is_err(), "{id}");
         }
         history.remove("local", "a-1").unwrap();
         assert_eq!(history.remove("local", "a-1").unwrap_err().fault, Fault::NotFound);
         assert_eq!(std::fs::read_dir(folder.join("conversations/local")).unwrap().count(), 0);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn texts_are_found_in_titles_and_messages_only() {
+        let folder = std::env::temp_dir().join(format!("octet-history-{}", ids::short(8)));
+        let history = History::open(&folder).unwrap();
+        let told =
+            json!({"title": "Letters", "messages": {"a": {"role": "user", "content": "Der ÄRGER mit\nden Briefen"}}});
+        history.write("local", "a", told.to_string().as_bytes(), None).unwrap();
+        history.write("local", "b", b"{\"title\":\"Other\",\"model\":\"letters\"}", None).unwrap();
+        assert_eq!(history.list("local", None).len(), 2);
+        let found = history.list("local", Some("Ärger"));
+        assert_eq!((found.len(), &found[0]["found"]), (1, &json!("Der ÄRGER mit den Briefen")));
+        assert_eq!(history.list("local", Some("letters")).len(), 1);
+        assert!(history.list("local", Some("user")).is_empty());
+        // A file that changes is read anew.
+        history.write("local", "b", b"{\"title\":\"Another\"}", None).unwrap();
+        assert!(history.list("local", None).iter().any(|one| one["title"] == "Another"));
         std::fs::remove_dir_all(folder).unwrap();
     }
 }
