@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo recipe page test lint unit clients docs bench clean-demo
+.PHONY: help demo recipe page page-test test lint unit clients docs bench clean-demo
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ page: ## Build the page that the server hands to browsers
 	@if command -v npm >/dev/null; then web/build; else echo "no npm: the server is built without its page" >&2; fi
 
 # The test runner comes last, so that its summary is the last thing on the screen.
-test: page lint docs unit clients ## Run every check and every test
+test: page lint docs page-test unit clients ## Run every check and every test
 
 lint: ## Check the format, and clippy with warnings denied
 	$(CARGO) fmt --all --check
@@ -37,6 +37,10 @@ unit: ## Run unit, golden, property, command-line and tidy tests
 	else \
 		set -x; $(CARGO) test --locked --workspace --lib --bins --tests --no-fail-fast; \
 	fi
+
+page-test: page ## Run the page in Chromium against the server, with a real small model
+	$(CARGO) build --locked
+	PYTHON="$(PYTHON)" tests/page/run
 
 clients: ## Run the official clients of four APIs against the server, with a real small model
 	$(CARGO) build --locked

@@ -18,18 +18,29 @@ fn main() -> std::io::Result<()> {
         find(&dist.canonicalize()?, &mut files)?;
     }
     files.sort();
-    let root = dist.canonicalize().unwrap_or_default();
+    let out = std::env::var_os("OUT_DIR").ok_or_else(|| std::io::Error::other("cargo sets OUT_DIR"))?;
+    let list = embed(&files, &dist.canonicalize().unwrap_or_default(), Path::new(&out))?;
+    std::fs::write(Path::new(&out).join("page_files.rs"), list)
+}
+
+/// Copies the files, since the page may be built anew while the compiler reads; the list of them, in Rust.
+fn embed(files: &[PathBuf], root: &Path, out: &Path) -> std::io::Result<String> {
+    let copy = |path: &Path| -> std::io::Result<String> {
+        let name = path.strip_prefix(root).unwrap_or(path).to_string_lossy().replace(['/', '\\'], "-");
+        std::fs::copy(path, out.join(&name))?;
+        Ok(format!("include_bytes!(concat!(env!(\"OUT_DIR\"), {:?}))", format!("/{name}")))
+    };
     let mut list = String::from("&[\n");
     for path in files.iter().filter(|path| path.extension().is_none_or(|end| end != "gz")) {
-        let name = path.strip_prefix(&root).unwrap_or(path).to_string_lossy().replace('\\', "/");
+        let name = path.strip_prefix(root).unwrap_or(path).to_string_lossy().replace('\\', "/");
+        let bytes = copy(path)?;
         let packed = PathBuf::from(format!("{}.gz", path.display()));
-        let packed = if files.contains(&packed) { format!("Some(include_bytes!({packed:?}))") } else { "None".into() };
+        let packed = if files.contains(&packed) { format!("Some({})", copy(&packed)?) } else { "None".into() };
         // A string takes writes without fail.
-        let _ = writeln!(list, "    File {{ name: {name:?}, bytes: include_bytes!({path:?}), packed: {packed} }},");
+        let _ = writeln!(list, "    File {{ name: {name:?}, bytes: {bytes}, packed: {packed} }},");
     }
     list.push_str("]\n");
-    let out = std::env::var_os("OUT_DIR").ok_or_else(|| std::io::Error::other("cargo sets OUT_DIR"))?;
-    std::fs::write(Path::new(&out).join("page_files.rs"), list)
+    Ok(list)
 }
 
 fn find(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {

@@ -24,7 +24,7 @@ marked.use({
         `<tr>${cells.map((cell) => `<${tag}${cell.align ? ` align="${cell.align}"` : ''}>${this.parser.parseInline(cell.tokens)}</${tag}>`).join('')}</tr>`;
       const body = token.rows.map((cells) => row(cells, 'td')).join('');
       // Wide tables scroll by themselves.
-      return `<div class="wide"><table><thead>${row(token.header, 'th')}</thead><tbody>${body}</tbody></table></div>`;
+      return `<div data-wide><table><thead>${row(token.header, 'th')}</thead><tbody>${body}</tbody></table></div>`;
     },
   },
 });

@@ -1,0 +1,63 @@
+// Pictures of each view for the documentation, in light and dark: OCTET_SCREENSHOTS=1 make page-test.
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import test from 'node:test';
+import { articles, conversation, plant, plantAnswer, root, visit } from './browser.mjs';
+
+const ANSWER = `A mixture of experts has many feed-forward networks in each layer, and a **router** that sends every token to a few of them. Mixtral has eight and uses two:
+
+$$y = \\sum_{i \\in \\mathrm{top}_2(x W_g)} \\mathrm{softmax}(x W_g)_i \\; E_i(x)$$
+
+| | parameters | used by a token |
+|---|--:|--:|
+| Mixtral 8x7B | 46.7 B | 12.9 B |
+| Mixtral 8x22B | 141 B | 39.1 B |
+
+In Python:
+
+\`\`\`python
+def layer(x, router, experts):
+    logits = router(x)
+    chosen = logits.topk(2)  # two of eight
+    weights = chosen.values.softmax(-1)
+    return sum(w * experts[i](x) for w, i in zip(weights, chosen.indices))
+\`\`\``;
+
+const images = join(root, 'docs/images');
+mkdirSync(images, { recursive: true });
+
+for (const colorScheme of ['light', 'dark']) {
+  test(`pictures in ${colorScheme}`, async (t) => {
+    for (const title of ['Frühstück in Lissabon', 'Prime sieve in Rust', 'Une lettre au voisin']) plant(conversation(title, [{ role: 'user', content: title }]), `picture-${title.length}`);
+    const run = { id: plantAnswer(ANSWER.match(/\s?[^\s]+|\s+/g)), model: 'small', from: 0, finish: 'stop', usage: { prompt_tokens: 43, completion_tokens: 214 }, timings: { queued_ms: 0, prompt_ms: 212, generation_ms: 2440, prompt_per_second: 203, generated_per_second: 87.8 } };
+    const id = plant(conversation('How does a mixture of experts work?', [{ role: 'user', content: 'How does a mixture of experts work? Show me the layer in Python.' }, { role: 'assistant', content: ANSWER, runs: [run] }]), 'picture-talk');
+    const page = await visit(t, '/', { colorScheme, deviceScaleFactor: 1 });
+    const take = (name) => page.screenshot({ path: join(images, `${name}-${colorScheme}.png`), animations: 'disabled' });
+    await page.locator('.welcome .plan', { hasText: 'tok/s' }).waitFor();
+    await take('welcome');
+    await page.evaluate((id) => (location.hash = `/chat/${id}`), id);
+    await articles(page).nth(1).locator('math').waitFor();
+    await page.locator('.hljs-keyword').first().waitFor();
+    await page.getByText('left').waitFor();
+    await take('chat');
+    await page.getByRole('button', { name: 'Settings', exact: true }).click();
+    await page.locator('aside .panel').waitFor();
+    await take('settings');
+    await page.getByRole('button', { name: 'Prompt', exact: true }).click();
+    await page.locator('aside pre').waitFor();
+    await take('prompt');
+    await page.keyboard.press('Escape');
+    await page.setViewportSize({ width: 390, height: 780 });
+    await take('phone');
+    await page.setViewportSize({ width: 1280, height: 800 });
+
+    // A real answer's tokens.
+    await page.keyboard.press('Control+Shift+O');
+    await page.locator('.welcome').waitFor();
+    await page.locator('#composer').fill('What is the capital of France?');
+    await page.keyboard.press('Enter');
+    await page.getByRole('button', { name: 'Tokens' }).click();
+    await page.locator('.tokens button').nth(2).click();
+    await take('tokens');
+  });
+}
