@@ -56,6 +56,7 @@ export const words = {
     model: 'Model',
     tool: 'Result',
     noModel: 'No model is loaded.',
+    notLoaded: 'not loaded.',
     loadIt: 'Load it',
     rename: 'Rename',
     title: 'Title',
