@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::builder::TypedValueParser;
@@ -114,6 +115,12 @@ pub struct Args {
     /// Tokens of a prompt that run in one pass
     #[arg(long, default_value_t = 512)]
     chunk: usize,
+    /// Milliseconds that reading a prompt may hold up the answers beside it at a time
+    #[arg(long, value_name = "MS", default_value_t = 400, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    step_budget: u64,
+    /// Lines of system texts that begin so do not reach the model, because they change with every request; several times
+    #[arg(long, value_name = "TEXT")]
+    system_noise: Vec<String>,
     /// Load even where the model is predicted not to fit in memory
     #[arg(long)]
     load_anyway: bool,
@@ -165,6 +172,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         tls: args.tls_cert.zip(args.tls_key),
         limits,
         origins: args.origin,
+        system_noise: args.system_noise,
         log_text: args.log_text,
         ready: Box::new(|url| eprintln!("octet serves at {url}")),
     })?;
@@ -204,6 +212,7 @@ fn loader(args: &Args) -> Loader {
         (args.threads, args.context, args.kv, args.quantize, args.chunk, args.load_anyway);
     let (kv_bytes, max_queue, max_running) = (args.kv_memory.map(|mib| mib << 20), args.max_requests, args.max_running);
     let (cache, cache_bytes, speculation) = (args.cache.clone(), args.cache_size << 20, !args.no_speculation);
+    let step_budget = Duration::from_millis(args.step_budget);
     Arc::new(move |path: &Path, adapters: &[AdapterOption]| {
         let options = ModelOptions {
             model: path.into(),
@@ -220,7 +229,15 @@ fn loader(args: &Args) -> Loader {
             folder: folder.join(path.file_name().unwrap_or_default()),
             bytes: cache_bytes,
         });
-        let engine = EngineOptions { kv_bytes, max_queue, max_running, disk_cache, speculation, ..Default::default() };
+        let engine = EngineOptions {
+            kv_bytes,
+            max_queue,
+            max_running,
+            disk_cache,
+            speculation,
+            step_budget,
+            ..Default::default()
+        };
         load(&options, adapters, engine).map_err(|error| format!("{error:#}"))
     })
 }

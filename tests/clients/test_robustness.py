@@ -82,6 +82,22 @@ def mutated(rng):
     return body
 
 
+class Replies(unittest.IsolatedAsyncioTestCase):
+    async def test_what_has_no_effect_is_named(self):
+        body = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "stream": False, "options": {"num_ctx": 99, "num_predict": 2}}
+        status, answer = await send("POST", "/api/chat", json.dumps(body).encode())
+        self.assertEqual((status, json.loads(answer)["octet"]), (200, {"warnings": ["without effect here: num_ctx"]}))
+
+    async def test_noise_in_a_system_text_does_not_void_the_cache(self):
+        async def ask(n):
+            system = [{"type": "text", "text": f"x-anthropic-billing-header: cc_version=2.1; cch={n:05x};"}, {"type": "text", "text": "Answer with care. " * 40}]
+            body = {"model": "small", "max_tokens": 2, "temperature": 0, "system": system, "messages": [{"role": "user", "content": "Hello"}]}
+            return json.loads((await send("POST", "/v1/messages", json.dumps(body).encode()))[1])
+        first, second = await ask(1), await ask(2)
+        self.assertEqual(first["content"], second["content"])
+        self.assertGreater(second["usage"]["cache_read_input_tokens"], 150)
+
+
 class Robustness(unittest.IsolatedAsyncioTestCase):
     async def asyncSetUp(self):
         self.before = await send("POST", "/v1/completions", json.dumps({"model": "small", "prompt": "One two three", "temperature": 0}).encode())
@@ -121,6 +137,15 @@ class Robustness(unittest.IsolatedAsyncioTestCase):
         self.left = REQUESTS
         await asyncio.gather(*(worker() for _ in range(24)))
         self.assertLess(resident_mib(), resident + 40)
+
+    async def test_twenty_answers_do_not_change_among_others(self):
+        async def ask(i):
+            body = {"model": "small", "prompt": f"Story {i}: " + "the red sun and the old sea " * i, "max_tokens": 12, "temperature": 0}
+            return json.loads((await send("POST", "/v1/completions", json.dumps(body).encode()))[1])["choices"]
+        alone = [await ask(i) for i in range(20)]
+        noise = [send("POST", "/v1/chat/completions", chat(f"noise {i}", max_tokens=30, temperature=1)) for i in range(10)]
+        together = await asyncio.gather(*(ask(i) for i in range(20)), *noise)
+        self.assertEqual(list(together[:20]), alone)
 
     async def test_malformed_bodies_are_refused_in_words(self):
         rng = random.Random(2)

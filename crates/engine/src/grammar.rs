@@ -53,18 +53,26 @@ impl Grammars {
     /// # Errors
     /// [`Error::Constraint`] for one that cannot be read, or enforced to the letter.
     pub(crate) fn compile(&self, constraint: &Constraint) -> Result<GrammarState, Error> {
-        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = compiled.iter().position(|(known, _)| known == constraint);
+        let known = self.take_compiled(constraint);
+        // Without the lock: one that takes long holds up nobody else.
         let entry = match known {
-            Some(index) => compiled.remove(index),
+            Some(entry) => entry,
             None => (constraint.clone(), self.compile_anew(constraint)?),
         };
         let matcher = entry.1.deep_clone();
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        compiled.retain(|(known, _)| known != constraint);
         compiled.push(entry);
         if compiled.len() > KEPT {
             compiled.remove(0);
         }
         Ok(GrammarState { matcher })
+    }
+
+    fn take_compiled(&self, constraint: &Constraint) -> Option<(Constraint, Matcher)> {
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = compiled.iter().position(|(known, _)| known == constraint)?;
+        Some(compiled.remove(index))
     }
 
     fn compile_anew(&self, constraint: &Constraint) -> Result<Matcher, Error> {
@@ -118,7 +126,10 @@ fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
 fn refusal(error: impl std::fmt::Display) -> Error {
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default();
-    Error::Constraint(format!("the constraint cannot be enforced: {first}"))
+    // Between the two a regular expression is drawn with an arrow, which one line cannot show.
+    let why = text.lines().skip(1).find_map(|line| line.trim().strip_prefix("error: "));
+    let why = why.map_or(String::new(), |why| format!(" {why}"));
+    Error::Constraint(format!("the constraint cannot be enforced: {first}{why}"))
 }
 
 impl GrammarState {

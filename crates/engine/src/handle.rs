@@ -163,6 +163,11 @@ impl Handle {
         &self.shared.info
     }
 
+    /// Requests that may wait.
+    pub fn max_queue(&self) -> usize {
+        self.shared.max_queue
+    }
+
     /// Numbers about what the engine does and did.
     pub fn stats(&self) -> Stats {
         self.shared.counters.snapshot(self.shared.info.config.num_experts)

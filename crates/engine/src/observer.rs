@@ -2,10 +2,12 @@
 //! worked on its tokens and their last hidden states.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use octet_checkpoint::LayerTensor;
 use octet_model::{Record, Routing};
 
+use crate::job::Job;
 use crate::logprobs::logprobs;
 use crate::sequence::Sequence;
 use crate::stats::{Counters, add};
@@ -26,6 +28,8 @@ pub(crate) struct Observer {
     pub(crate) per_token: usize,
     /// After the last norm, `[tokens, dim]`.
     pub(crate) hidden: Vec<f32>,
+    /// Whose pass it is: once all of them have ended it is given up. Empty for a pass that is too short to bother.
+    pub(crate) jobs: Vec<Arc<Job>>,
 }
 
 impl Observer {
@@ -40,6 +44,7 @@ impl Observer {
             weights: vec![Vec::new(); n_layers],
             per_token: 0,
             hidden: Vec::new(),
+            jobs: Vec::new(),
         }
     }
 }
@@ -107,6 +112,11 @@ impl Observer {
 }
 
 impl Record for Observer {
+    fn is_wanted(&mut self) -> bool {
+        let now = Instant::now();
+        self.jobs.is_empty() || self.jobs.iter().any(|job| job.interrupted(now).is_none())
+    }
+
     fn hidden(&mut self, index: usize, x: &[f32]) {
         if self.wants_hidden && index == self.n_layers {
             self.hidden.clear();
@@ -129,6 +139,10 @@ impl Record for Observer {
 pub(crate) struct Both<'a>(pub(crate) &'a mut dyn Record, pub(crate) &'a mut dyn Record);
 
 impl Record for Both<'_> {
+    fn is_wanted(&mut self) -> bool {
+        self.0.is_wanted() && self.1.is_wanted()
+    }
+
     fn hidden(&mut self, index: usize, x: &[f32]) {
         self.0.hidden(index, x);
         self.1.hidden(index, x);

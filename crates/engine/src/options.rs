@@ -65,7 +65,7 @@ pub struct EngineOptions {
     pub max_running: usize,
     /// Requests that may wait; more are refused with [`Error::QueueFull`](crate::Error::QueueFull).
     pub max_queue: usize,
-    /// How long a step may take where a prompt is read while other answers stream; twice that where none does.
+    /// How long a step may take where a prompt is read while other answers stream; two and a half times that where none does.
     /// [`Duration::MAX`] for whole chunks always.
     pub step_budget: Duration,
     /// Where pages go that fall out of memory; `None` for nowhere.
@@ -81,7 +81,7 @@ impl Default for EngineOptions {
             kv_bytes: None,
             max_running: 64,
             max_queue: 1024,
-            step_budget: Duration::from_millis(250),
+            step_budget: Duration::from_millis(400),
             disk_cache: None,
             speculation: true,
         }

@@ -20,9 +20,13 @@ impl Core {
         let mut workspace = std::mem::take(&mut self.workspace);
         let mut both = Both(&mut self.observer, record);
         let result = self.model.forward(&self.batch, &mut self.cache, &mut workspace, &mut both);
+        // A job that ends has to be gone with its sequence: that closes its listener's channel.
+        self.observer.jobs.clear();
         finish_masks(&mut self.masks, &mut self.sequences, &self.shared.counters);
         match result {
             Ok(logits) => self.settle(logits),
+            // Whoever it was for has gone; the next step ends them.
+            Err(octet_model::Error::GivenUp) => {}
             Err(error) => self.fail(&error.to_string()),
         }
         self.workspace = workspace;
@@ -56,6 +60,9 @@ impl Core {
             self.batch.experts_per_token = variant.map(|v| v.experts_per_token);
             self.observer.wants_routing |= request.record_routing;
             self.observer.wants_hidden |= request.hidden.is_some();
+        }
+        if self.slots.iter().any(|slot| slot.reads) {
+            self.observer.jobs.extend(self.slots.iter().map(|slot| self.sequences[slot.sequence].job.clone()));
         }
     }
 

@@ -1,7 +1,7 @@
 //! Who runs in the next step, and with how many tokens.
 //!
-//! Answers that are being written go first, one token each; then prompts, in chunks that fit the step's time, several at
-//! once so that short ones do not wait behind long ones. Order is by priority, then by arrival. Pages come from the free
+//! Answers that are being written go first, one token each; then prompts, in chunks that fit the step's time, the shortest
+//! of the first few before the others, so that short ones do not wait behind long ones. Order is by priority, then by arrival. Pages come from the free
 //! ones, then from the prefix cache, then from sequences that come later in this order, which wait and are computed
 //! again. A prompt whose next page somebody else is about to compute waits for that page.
 
@@ -16,7 +16,7 @@ use crate::sequence::Sequence;
 use crate::stats::add;
 use crate::{Event, Pooling};
 
-/// Prompts that share the budget of a step.
+/// Prompts among which the shortest goes first; the oldest has one such part of every step.
 const PROMPTS_AT_ONCE: usize = 4;
 /// Fewer common tokens are computed again rather than waited for, or copied.
 const WORTH_SHARING: usize = 8;
@@ -232,7 +232,6 @@ impl Core {
     }
 
     fn schedule_prompts(&mut self, order: &[usize], streams: usize) {
-        let mut budget = self.pace.prompt_tokens(streams);
         let mut readers: Vec<usize> = Vec::new();
         let mut awaited: Vec<usize> = Vec::new();
         for &index in order {
@@ -241,18 +240,9 @@ impl Core {
                 None => readers.push(index),
             }
         }
-        let share = budget.div_ceil(readers.len().clamp(1, PROMPTS_AT_ONCE));
-        let wishes: Vec<usize> = readers.iter().map(|&i| self.chunk(i)).collect();
-        let mut given: Vec<usize> = Vec::new();
-        for &wish in &wishes {
-            let first = wish.min(share).min(budget);
-            budget -= first;
-            given.push(first);
-        }
-        for (given, wish) in given.iter_mut().zip(&wishes) {
-            let more = (wish - *given).min(budget);
-            (*given, budget) = (*given + more, budget - more);
-        }
+        let wishes: Vec<Wish> =
+            readers.iter().map(|&i| Wish { priority: self.rank(i).0, tokens: self.chunk(i) }).collect();
+        let given = shares(&wishes, self.pace.prompt_tokens(streams));
         for (&index, n_tokens) in readers.iter().zip(given) {
             if n_tokens > 0 && self.sequences[index].place.is_some() && self.give(index, n_tokens) {
                 let slot = self.slots.last_mut().expect("it was just given");
@@ -332,6 +322,32 @@ impl Core {
     }
 }
 
+/// What a prompt could use of a step.
+#[derive(Clone, Copy, Debug)]
+struct Wish {
+    /// Smaller goes first.
+    priority: i32,
+    tokens: usize,
+}
+
+/// How a step's tokens go to prompts that stand in order: the first has a share of its own, so that it always goes on; what
+/// is left goes to the shortest of the first few, since whoever is nearly done makes others wait least; then to the rest.
+fn shares(wishes: &[Wish], mut budget: usize) -> Vec<usize> {
+    let mut given = vec![0; wishes.len()];
+    let share = budget.div_ceil(PROMPTS_AT_ONCE);
+    let mut give = |index: usize, most: usize| {
+        let n = (wishes[index].tokens - given[index]).min(most).min(budget);
+        (given[index], budget) = (given[index] + n, budget - n);
+    };
+    if !wishes.is_empty() {
+        give(0, share);
+    }
+    let mut order: Vec<usize> = (0..wishes.len()).collect();
+    order[..wishes.len().min(PROMPTS_AT_ONCE)].sort_by_key(|&i| (wishes[i].priority, wishes[i].tokens));
+    order.into_iter().for_each(|index| give(index, usize::MAX));
+    given
+}
+
 impl Sequence {
     /// Most tokens that the answer can still grow by; 0 if its tokens must be drawn one by one.
     fn room(&self, context: usize) -> usize {
@@ -351,5 +367,32 @@ impl Sequence {
     /// Whether what the prefix cache knows does not help: something is wanted of every token of the prompt.
     fn needs_every_token(&self) -> bool {
         self.n_drawn() == 0 && (self.is_scored() || self.job.request.hidden == Some(Pooling::Mean))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shares_of(tokens: &[usize], budget: usize) -> Vec<usize> {
+        let wishes: Vec<Wish> = tokens.iter().map(|&tokens| Wish { priority: 0, tokens }).collect();
+        shares(&wishes, budget)
+    }
+
+    #[test]
+    fn short_prompts_pass_long_ones_which_still_go_on() {
+        assert_eq!(shares_of(&[2000, 60], 100), [40, 60]);
+        assert_eq!(shares_of(&[2000, 90, 30], 100), [25, 45, 30]);
+        assert_eq!(shares_of(&[128, 128, 128, 128], 100), [100, 0, 0, 0]);
+        assert_eq!(shares_of(&[28, 128, 128, 128], 100), [28, 72, 0, 0]);
+        assert_eq!(
+            shares_of(&[2000, 2000, 2000, 2000, 1], 100),
+            [100, 0, 0, 0, 0],
+            "the fifth is not among the first few"
+        );
+        assert_eq!(shares_of(&[10, 10], 100), [10, 10]);
+        assert!(shares_of(&[], 100).is_empty());
+        let important = Wish { priority: -1, tokens: 500 };
+        assert_eq!(shares(&[important, Wish { priority: 0, tokens: 10 }], 100), [100, 0]);
     }
 }

@@ -36,6 +36,9 @@ pub enum Error {
         /// What is wrong, and the way out.
         problem: String,
     },
+    /// [`Record::is_wanted`](crate::Record::is_wanted) said no.
+    #[error("the pass was given up: nobody waits for it any more")]
+    GivenUp,
     /// More tokens than the key-value cache has room for.
     #[error(
         "the KV cache is full: {asked} more tokens asked, room for {free}; use a shorter prompt or a larger context"

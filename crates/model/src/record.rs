@@ -18,6 +18,11 @@ pub trait Record {
     /// [`crate::Layerwise`] only: a [`crate::Transformer`] fuses their products.
     fn input(&mut self, _layer: usize, _tensor: LayerTensor, _x: &[f32], _cols: usize) {}
 
+    /// Asked before every layer of a [`crate::Transformer`]: false gives the pass up, and the cache is as it was before.
+    fn is_wanted(&mut self) -> bool {
+        true
+    }
+
     /// `x [rows, dim]` is about to be multiplied by the output head.
     fn head_input(&mut self, _x: &[f32]) {}
 }

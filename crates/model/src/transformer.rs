@@ -151,7 +151,7 @@ impl Transformer {
     /// number of threads.
     ///
     /// # Errors
-    /// A token outside the vocabulary, or no room in the cache; nothing has changed then.
+    /// A token outside the vocabulary, no room in the cache, or a pass that `record` gave up; nothing has changed then.
     pub fn forward<'w>(
         &self,
         batch: &Batch,
@@ -171,6 +171,10 @@ impl Transformer {
         let loras = Loras::new(&self.adapters, spans);
         let mut step = Step { pool: &self.pool, config: &self.config, layer: 0, angles, batch, loras };
         for (index, layer) in self.layers.iter().enumerate() {
+            if !record.is_wanted() {
+                retreat(&batch.runs, cache);
+                return Err(Error::GivenUp);
+            }
             step.layer = index;
             layer.forward(&step, x, cache, buffers, record);
             if index + 1 < self.layers.len() {
@@ -221,15 +225,20 @@ impl Transformer {
     }
 }
 
+/// Takes back the room that these runs were given.
+fn retreat(runs: &[Run], cache: &mut KvCache) {
+    for run in runs {
+        cache.truncate(run.sequence, cache.len(run.sequence) - run.n_tokens);
+    }
+}
+
 /// Makes room in the cache for every run, or for none, and tells the position of every token.
 fn admit(batch: &Batch, cache: &mut KvCache, positions: &mut Vec<usize>) -> Result<(), Error> {
     positions.clear();
     for (done, run) in batch.runs.iter().enumerate() {
         let first = cache.len(run.sequence);
         if let Err(error) = cache.extend(run.sequence, run.n_tokens) {
-            for earlier in &batch.runs[..done] {
-                cache.truncate(earlier.sequence, cache.len(earlier.sequence) - earlier.n_tokens);
-            }
+            retreat(&batch.runs[..done], cache);
             return Err(error);
         }
         positions.extend(first..first + run.n_tokens);

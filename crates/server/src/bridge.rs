@@ -92,23 +92,34 @@ impl EngineHandle {
     /// # Errors
     /// A setting out of range, a constraint that cannot be enforced, a full queue.
     pub fn submit(&self, ask: &Ask) -> Result<(Events, Running), Refusal> {
+        let most = self.handle.max_queue();
+        if ask.prompts.len() > most {
+            let n = ask.prompts.len();
+            return Err(Refusal::field("prompt", format!("{n} prompts; this server's queue has room for {most}")));
+        }
         let (sender, events) = unbounded_channel();
         let submit = |(prompt, ids): (usize, &Vec<u32>)| {
             let tokenizer = self.handle.tokenizer().clone();
             let mut teller = Teller::new(ask, prompt, tokenizer, sender.clone());
             let sink = Box::new(move |event| teller.tell(event));
             let request = Request { adapter: self.adapter.clone(), ..request(ask, ids) };
-            self.handle.submit(request, sink).map_err(|error| refuse(&error))
+            self.handle.submit(request, sink).map_err(|error| match (refuse(&error), &ask.calls) {
+                // Where calls are held to schemas, a schema that cannot be enforced is a tool's.
+                (refusal, Some(_)) if matches!(error, Error::Constraint(_)) => {
+                    Refusal { param: Some("tools".into()), ..refusal }
+                }
+                (refusal, _) => refusal,
+            })
         };
         let running = ask.prompts.iter().enumerate().map(submit).collect::<Result<Vec<_>, _>>()?;
         Ok((events, running))
     }
 
-    /// The mean of the last hidden states of a prompt, not normalised.
+    /// Has the mean of the last hidden states of a prompt worked out, not normalised.
     ///
     /// # Errors
     /// As [`EngineHandle::submit`].
-    pub async fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, Refusal> {
+    pub fn embed(&self, ids: &[u32]) -> Result<Embedding, Refusal> {
         let mut request = Request::new(ids.to_vec(), octet_engine::TextStart::Fresh);
         request.hidden = Some(Pooling::Mean);
         request.adapter.clone_from(&self.adapter);
@@ -127,8 +138,25 @@ impl EngineHandle {
             }
             Flow::Continue
         });
-        let _ticket = self.handle.submit(request, sink).map_err(|error| refuse(&error))?;
-        receiver.await.unwrap_or_else(|_| Err(Refusal::internal("the engine stopped; the server's log tells why")))
+        let ticket = self.handle.submit(request, sink).map_err(|error| refuse(&error))?;
+        Ok(Embedding { receiver, _ticket: ticket })
+    }
+}
+
+/// A prompt's hidden states on their way; dropping it ends the work.
+pub struct Embedding {
+    receiver: oneshot::Receiver<Result<Vec<f32>, Refusal>>,
+    _ticket: Ticket,
+}
+
+impl Embedding {
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub async fn wait(self) -> Result<Vec<f32>, Refusal> {
+        let stopped = || Refusal::internal("the engine stopped; the server's log tells why");
+        self.receiver.await.unwrap_or_else(|_| Err(stopped()))
     }
 }
 
@@ -224,6 +252,11 @@ impl Teller {
                 self.tell_prompt();
                 let token = self.token(id, logprobs.as_ref());
                 (choice, Event::Token { text, token, is_wanted: self.wants_tokens })
+            }
+            // Who cancels does not listen any more, so this is the engine's own end.
+            From::Finished { reason: StopReason::Cancelled, .. } => {
+                let message = "the server is going down and breaks the answer off; ask again elsewhere or later";
+                (0, Event::Failed(Refusal::new(Fault::Unavailable, message)))
             }
             From::Finished { choice, reason, stop_string, text, usage } => {
                 self.tell_prompt();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::keys::Key;
 use crate::refusal::Refusal;
 use crate::{anthropic, mistral, ollama, openai};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Whose words a client understands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -80,6 +80,24 @@ pub struct Caller {
     pub request_id: Arc<str>,
     /// The key that it showed; `None` where none is needed.
     pub key: Option<Arc<Key>>,
+    /// Fields that were read and change nothing.
+    pub ignored: Ignored,
+}
+
+/// Names of fields that were accepted without effect; the reply names them.
+#[derive(Clone, Debug, Default)]
+pub struct Ignored(Arc<Mutex<Vec<&'static str>>>);
+
+impl Ignored {
+    /// Adds one.
+    pub fn add(&self, name: &'static str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+    }
+
+    /// All so far.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Caller {

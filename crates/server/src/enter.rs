@@ -10,7 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::app::{App, Shared};
-use crate::caller::{Caller, Dialect};
+use crate::caller::{Caller, Dialect, Ignored};
 use crate::ids;
 use crate::keys::Key;
 use crate::limits::Standing;
@@ -30,16 +30,22 @@ pub async fn enter(State(app): State<Shared>, mut request: Request, next: Next) 
     let request_id: Arc<str> = ids::long("req_").into();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut key = None;
-    let response = match admit(&app, &request) {
+    let ignored = Ignored::default();
+    let response = match admit(&app, &request, &mut key) {
         Err(refusal) => refusal.into_response(),
-        Ok(found) => {
-            key = found.clone();
-            request.extensions_mut().insert(Caller { dialect, request_id: request_id.clone(), key: found });
+        Ok(()) => {
+            let (request_id, key, ignored) = (request_id.clone(), key.clone(), ignored.clone());
+            request.extensions_mut().insert(Caller { dialect, request_id, key, ignored });
             next.run(request).await
         }
     };
     let mut response = finish(response, dialect, &request_id);
     add_headers(response.headers_mut(), &request_id, key.as_deref());
+    if let Ok(names) = HeaderValue::try_from(ignored.names().join(", "))
+        && !names.is_empty()
+    {
+        response.headers_mut().insert("x-octet-ignored", names);
+    }
     let status = response.status().as_u16();
     app.metrics.count_http(dialect.name(), status);
     tracing::info!(
@@ -55,23 +61,22 @@ pub async fn enter(State(app): State<Shared>, mut request: Request, next: Next) 
     response
 }
 
-fn admit(app: &App, request: &Request) -> Result<Option<Arc<Key>>, Refusal> {
+/// Lets a request in, or says why not; `key` is the one that it shows.
+fn admit(app: &App, request: &Request, key: &mut Option<Arc<Key>>) -> Result<(), Refusal> {
     check_origin(app, request)?;
     let keys = app.keys();
     if keys.is_empty() {
         check_host(request.headers())?;
     }
     if keys.is_empty() || is_open(request.method(), request.uri().path()) {
-        return Ok(None);
+        return Ok(());
     }
     let shown = shown_key(request.headers());
     let missing = "no API key: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'";
     let shown = shown.ok_or_else(|| Refusal::new(Fault::Unauthorized, missing))?;
-    let key = keys.find(shown).ok_or_else(|| Refusal::new(Fault::Unauthorized, "this API key is not known here"))?;
-    if request.method() == Method::POST {
-        key.meter.take_request()?;
-    }
-    Ok(Some(key))
+    let found = keys.find(shown).ok_or_else(|| Refusal::new(Fault::Unauthorized, "this API key is not known here"))?;
+    let found = key.insert(found);
+    if request.method() == Method::POST { found.meter.take_request() } else { Ok(()) }
 }
 
 fn shown_key(headers: &HeaderMap) -> Option<&str> {

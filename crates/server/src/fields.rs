@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use crate::app::Shared;
+use crate::caller::{Caller, Ignored};
 use crate::refusal::{Fault, Refusal};
 
 /// A group of fields.
@@ -41,12 +42,13 @@ pub type Unsupported = (&'static str, &'static [&'static str], &'static str);
 pub struct Body {
     fields: Map<String, Value>,
     known: Vec<&'static str>,
+    ignored: Ignored,
 }
 
 impl Body {
-    /// Of these fields.
-    pub fn of(fields: Map<String, Value>) -> Body {
-        Body { fields, known: Vec::new() }
+    /// Of these fields; those without effect are added to `ignored`.
+    pub fn of(fields: Map<String, Value>, ignored: &Ignored) -> Body {
+        Body { fields, known: Vec::new(), ignored: ignored.clone() }
     }
 
     /// Reads an object.
@@ -55,7 +57,7 @@ impl Body {
     /// Other JSON, or none.
     pub fn parse(bytes: &[u8]) -> Result<Body, Refusal> {
         match serde_json::from_slice(bytes) {
-            Ok(Value::Object(fields)) => Ok(Body::of(fields)),
+            Ok(Value::Object(fields)) => Ok(Body { fields, ..Body::default() }),
             Ok(_) => Err(Refusal::new(Fault::Invalid, "the body has to be a JSON object")),
             Err(_) if bytes.is_empty() => Err(Refusal::new(Fault::Invalid, "the body is empty; it has to be JSON")),
             Err(error) => Err(Refusal::new(Fault::Invalid, format!("the body is not valid JSON: {error}"))),
@@ -73,12 +75,13 @@ impl Body {
         let own: Map<String, Value> = own.map(|(name, value)| (name.clone(), value.clone())).collect();
         serde_path_to_error::deserialize(Value::Object(own)).map_err(|error| {
             let path = error.path().to_string();
-            let problem = error.into_inner();
+            let problem = in_words(&error.into_inner().to_string());
             Refusal::field(path.clone(), format!("{path}: {problem}"))
         })
     }
 
-    /// Refuses what is documented but not served, unless its value changes nothing.
+    /// Refuses what is documented but not served, unless its value changes nothing. What may have any value and never
+    /// changes anything is noted, so that the reply can name it.
     ///
     /// # Errors
     /// The first such field.
@@ -96,17 +99,20 @@ impl Body {
             if !is_empty && !harmless.contains(&text.as_str()) && !harmless.contains(&"*") {
                 return Err(Refusal::unsupported(name, why));
             }
+            if !is_empty && harmless.contains(&"*") {
+                self.ignored.add(name);
+            }
         }
         Ok(())
     }
 
-    /// Refuses fields that nothing has read.
+    /// Refuses fields that nothing has read; gives where to note what else has no effect.
     ///
     /// # Errors
     /// The first such field.
-    pub fn finish(self) -> Result<(), Refusal> {
+    pub fn finish(self) -> Result<Ignored, Refusal> {
         match self.fields.keys().find(|name| !self.known.contains(&name.as_str())) {
-            None => Ok(()),
+            None => Ok(self.ignored),
             Some(name) => Err(Refusal {
                 fault: Fault::UnknownField,
                 ..Refusal::field(name.clone(), format!("{name} is no field that this endpoint knows; leave it out"))
@@ -115,11 +121,26 @@ impl Body {
     }
 }
 
+/// A reader's complaint, without Rust's names of types.
+fn in_words(problem: &str) -> String {
+    let types = [
+        ("usize", "a whole number of 0 or more"),
+        ("u32", "a whole number of 0 or more"),
+        ("i64", "a whole number"),
+        ("i32", "a whole number"),
+        ("f32", "a number"),
+        ("f64", "a number"),
+    ];
+    let named = types.iter().find_map(|(name, words)| Some(format!("{}{words}", problem.strip_suffix(name)?)));
+    named.unwrap_or_else(|| problem.to_owned())
+}
+
 impl FromRequest<Shared> for Body {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, app: &Shared) -> Result<Body, Refusal> {
-        Body::parse(&read(request, app).await?)
+        let ignored = request.extensions().get::<Caller>().map(|caller| caller.ignored.clone()).unwrap_or_default();
+        Ok(Body { ignored, ..Body::parse(&read(request, app).await?)? })
     }
 }
 
@@ -190,6 +211,8 @@ mod tests {
     fn faults_are_named_by_path() {
         let refusal = body(r#"{"list": [1, 2, "x"]}"#).read::<Group>().unwrap_err();
         assert_eq!(refusal.param.as_deref(), Some("list[2]"));
+        let refusal = body(r#"{"count": -1}"#).read::<Group>().unwrap_err();
+        assert!(refusal.message.ends_with("expected a whole number of 0 or more"), "{}", refusal.message);
         let group = body(r#"{"count": null, "list": [1]}"#).read::<Group>().unwrap();
         assert_eq!((group.count, group.list), (None, Some(vec![1])));
         assert!(Body::parse(b"[]").unwrap_err().message.contains("object"));
@@ -204,6 +227,7 @@ mod tests {
         let list: &[Unsupported] = &[("tier", &["auto"], "there is one tier"), ("hint", &["*"], "")];
         let mut harmless = body(r#"{"tier": "auto", "hint": [3]}"#);
         harmless.unsupported(list).unwrap();
+        assert_eq!(harmless.ignored.names(), ["hint"]);
         harmless.finish().unwrap();
         let refusal = body(r#"{"tier": "fast"}"#).unsupported(list).unwrap_err();
         assert_eq!(refusal.message, "tier is not supported: there is one tier");

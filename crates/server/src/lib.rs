@@ -19,6 +19,7 @@ mod listener;
 mod messages;
 mod metrics;
 mod models;
+mod noise;
 mod piece;
 mod prompt;
 mod refusal;
@@ -28,6 +29,7 @@ mod settings;
 mod stream;
 mod tls;
 mod tool_calls;
+mod tool_grammar;
 mod track;
 
 mod anthropic;

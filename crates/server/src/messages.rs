@@ -98,6 +98,26 @@ fn tool(value: Value, path: &str) -> Result<Tool, Refusal> {
     Ok(tool)
 }
 
+/// Names of the functions whose calls have to follow their schemas: `strict` stands in the function, or beside its name.
+///
+/// # Errors
+/// `strict` is neither true nor false.
+pub fn strict(tools: &[Value]) -> Result<Vec<String>, Refusal> {
+    let mut names = Vec::new();
+    for (index, tool) in tools.iter().enumerate() {
+        let of = |field: &str| tool.pointer(&format!("/function/{field}")).or_else(|| tool.get(field));
+        match (of("strict"), of("name").and_then(Value::as_str)) {
+            (None | Some(Value::Null | Value::Bool(false)), _) | (_, None) => {}
+            (Some(Value::Bool(true)), Some(name)) => names.push(name.to_owned()),
+            (Some(_), _) => {
+                let place = format!("tools[{index}].strict");
+                return Err(Refusal::field(place.clone(), format!("{place} has to be true or false")));
+            }
+        }
+    }
+    Ok(names)
+}
+
 /// Reads `tool_choice`: `auto`, `none`, `required` (Mistral: `any`), or a function by name.
 ///
 /// # Errors
@@ -156,6 +176,13 @@ mod tests {
     #[test]
     fn tools_and_choices_are_checked() {
         let list = tools(vec![json!({"type": "function", "function": {"name": "f", "strict": true}})]).unwrap();
+        let named = [
+            json!({"function": {"name": "f", "strict": true}}),
+            json!({"name": "g", "strict": true}),
+            json!({"name": "h"}),
+        ];
+        assert_eq!(strict(&named).unwrap(), ["f", "g"]);
+        assert_eq!(strict(&[json!({"name": "f", "strict": 1})]).unwrap_err().param.unwrap(), "tools[0].strict");
         assert_eq!(tool_choice(Some(&json!("any")), &list).unwrap(), ToolChoice::Required);
         let named = json!({"type": "function", "function": {"name": "f"}});
         assert_eq!(tool_choice(Some(&named), &list).unwrap(), ToolChoice::Named("f".into()));

@@ -26,6 +26,8 @@ pub struct Model {
     pub format: Result<ChatFormat, String>,
     /// What answers.
     pub engine: EngineHandle,
+    /// How lines of system texts begin that the model is not shown.
+    pub system_noise: Arc<[String]>,
     /// The model that this is an adapter of.
     pub parent: Option<String>,
 }
@@ -40,6 +42,7 @@ impl Model {
             tokenizer: self.tokenizer.clone(),
             format: self.format.clone(),
             engine: self.engine.adapted(adapter),
+            system_noise: self.system_noise.clone(),
             parent: Some(self.name.clone()),
         }
     }
@@ -159,6 +162,7 @@ pub struct Models {
     entries: RwLock<Vec<Entry>>,
     aliases: BTreeMap<String, String>,
     loader: Loader,
+    system_noise: Arc<[String]>,
 }
 
 impl Models {
@@ -188,7 +192,13 @@ impl Models {
             }
             map.insert(alias, name);
         }
-        Ok(Models { entries: RwLock::new(entries), aliases: map, loader })
+        Ok(Models { entries: RwLock::new(entries), aliases: map, loader, system_noise: Arc::default() })
+    }
+
+    /// The same, whose models are not shown lines of system texts that begin so.
+    pub fn without_noise(mut self, noise: Vec<String>) -> Models {
+        self.system_noise = noise.into();
+        self
     }
 
     /// All entries as they are now.
@@ -296,8 +306,10 @@ impl Models {
         let slot = match (slot, loaded) {
             (None, Ok(Loaded { facts, tokenizer, engine })) => {
                 let format = ChatFormat::for_tokenizer(&tokenizer).map_err(|error| error.to_string());
-                let (name, created, parent) = (name.into(), ids::unix_s(), None);
-                Slot::Ready(Arc::new(Model { name, created, facts, tokenizer, format, engine, parent }))
+                let (name, created, system_noise) = (name.into(), ids::unix_s(), self.system_noise.clone());
+                let parent = None;
+                let model = Model { name, created, facts, tokenizer, format, engine, system_noise, parent };
+                Slot::Ready(Arc::new(model))
             }
             (slot, _) => slot.unwrap_or(Slot::Unloaded),
         };

@@ -5,10 +5,13 @@ use octet_tokenizer::{Conversation, Message, Prompt, Role, Tool};
 use serde_json::json;
 
 use crate::ask::{Ask, Calls, Constraint};
+use crate::caller::Ignored;
 use crate::messages::ToolChoice;
 use crate::models::Model;
+use crate::noise;
 use crate::refusal::{Fault, Refusal};
 use crate::tool_calls::CallStyle;
+use crate::tool_grammar;
 
 /// A conversation and how tools may be used in its answer.
 #[derive(Debug, Default)]
@@ -21,6 +24,10 @@ pub struct Chat {
     pub choice: ToolChoice,
     /// One call at most.
     pub single: bool,
+    /// Names of the functions whose calls have to follow their schemas.
+    pub strict: Vec<String>,
+    /// Where it is noted that noise was taken out of the system text.
+    pub ignored: Ignored,
 }
 
 impl Model {
@@ -30,6 +37,9 @@ impl Model {
     /// The model has no chat format, or its format cannot express the conversation.
     pub fn chat(&self, mut chat: Chat) -> Result<(Ask, Prompt), Refusal> {
         let format = self.format.as_ref().map_err(|why| Refusal::field("messages", why.clone()))?;
+        if noise::take_out(&mut chat.messages, &self.system_noise) {
+            chat.ignored.add("noise in the system text");
+        }
         let wants_tools = !chat.tools.is_empty() && chat.choice != ToolChoice::None;
         let is_continued = chat.messages.last().is_some_and(|last| last.prefix);
         let tools = if wants_tools { chat.tools.clone() } else { Vec::new() };
@@ -70,39 +80,28 @@ impl Model {
         }
     }
 
-    /// Where a call is obliged, the prompt begins it and a schema holds the answer to it.
+    /// Where a call is obliged, the prompt begins it and a schema holds the answer to it; where strict functions may be
+    /// called, a grammar holds the calls, if there are any, to their schemas.
     fn oblige(&self, prompt: &mut Prompt, style: CallStyle, chat: &Chat) -> Option<Constraint> {
-        let may_call = |tool: &&Tool| match &chat.choice {
-            ToolChoice::Named(name) => tool.function.name == *name,
-            _ => true,
+        let (tools, is_named): (Vec<&Tool>, bool) = match &chat.choice {
+            ToolChoice::Named(name) => (chat.tools.iter().filter(|tool| tool.function.name == *name).collect(), true),
+            ToolChoice::Required => (chat.tools.iter().collect(), false),
+            ToolChoice::Auto if !chat.strict.is_empty() => {
+                return Some(Constraint::Grammar(tool_grammar::grammar(&chat.tools, &chat.strict, style, chat.single)));
+            }
+            ToolChoice::Auto | ToolChoice::None => return None,
         };
-        if !matches!(chat.choice, ToolChoice::Required | ToolChoice::Named(_)) {
-            return None;
-        }
-        let call = |tool: &Tool| {
-            json!({
-                "type": "object",
-                "properties": {"name": {"const": tool.function.name}, "arguments": arguments(tool)},
-                "required": ["name", "arguments"],
-                "additionalProperties": false,
-            })
-        };
-        let mut allowed: Vec<_> = chat.tools.iter().filter(may_call).map(call).collect();
-        let one = if allowed.len() == 1 { allowed.remove(0) } else { json!({"anyOf": allowed}) };
-        let schema = match style {
+        match style {
             CallStyle::Marked(id) => {
                 prompt.ids.push(id);
                 prompt.text.push_str(self.tokenizer.piece(id));
-                let is_one = chat.single || matches!(chat.choice, ToolChoice::Named(_));
-                json!({"type": "array", "items": one, "minItems": 1, "maxItems": if is_one { 1 } else { 16 }})
             }
             CallStyle::Tagged => {
                 self.tokenizer.encode_into("<tool_call>\n", &mut prompt.ids);
                 prompt.text.push_str("<tool_call>\n");
-                one
             }
-        };
-        Some(Constraint::JsonSchema(schema))
+        }
+        Some(Constraint::JsonSchema(tool_grammar::forced(&tools, style, chat.single || is_named)))
     }
 
     /// Checks a request against the model and the limit on prompts.
@@ -150,12 +149,6 @@ impl Model {
         self.tokenizer.encode_into(text, &mut ids);
         ids
     }
-}
-
-fn arguments(tool: &Tool) -> serde_json::Value {
-    let parameters = &tool.function.parameters;
-    let is_empty = parameters.as_object().is_none_or(serde_json::Map::is_empty);
-    if is_empty { json!({"type": "object"}) } else { parameters.clone() }
 }
 
 /// For formats without a place for tools: describes them in a system message, and writes calls and results as text. The

@@ -69,6 +69,8 @@ pub struct Options {
     pub limits: Limits,
     /// Origins whose pages may call.
     pub origins: Vec<String>,
+    /// How lines of system texts begin that models are not shown.
+    pub system_noise: Vec<String>,
     /// Whether prompts and answers may stand in the log.
     pub log_text: bool,
     /// Called once the server answers, with its address.
@@ -98,7 +100,7 @@ pub fn serve(options: Options) -> Result<(), Error> {
         let address = listener.local_addr()?;
         let models = Models::new(options.models, options.adapters, options.aliases, options.loader);
         let models = models.map_err(Error::Option)?;
-        let models = Arc::new(models);
+        let models = Arc::new(models.without_noise(options.system_noise));
         let history = options.data.as_deref().map(History::open).transpose().map_err(Error::Option)?;
         let app: Shared = Arc::new(App {
             models: models.clone(),

@@ -11,6 +11,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::answer::Answer;
 use crate::piece::{Piece, Whole};
@@ -72,8 +73,8 @@ impl Out {
     }
 }
 
-/// How often a stream shows that it lives while nothing comes.
-const PING_EVERY: Duration = Duration::from_secs(5);
+/// How often a stream shows that it lives, and how far its prompt is read, while no text comes.
+const PING_EVERY: Duration = Duration::from_secs(2);
 /// Events on their way to a reader that is behind.
 const EVENTS_AHEAD: usize = 64;
 
@@ -114,9 +115,11 @@ async fn pump<W: Writer>(mut answer: Answer, mut writer: W, sender: mpsc::Sender
     let mut out = Out::default();
     writer.begin(&mut out);
     let mut progress = (0, answer.prompt_tokens());
+    let mut ping_at = Instant::now() + PING_EVERY;
     loop {
         if !out.0.is_empty() {
             let bytes = out.take();
+            ping_at = Instant::now() + PING_EVERY;
             match tokio::time::timeout(patience, sender.send(bytes)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return,
@@ -126,7 +129,8 @@ async fn pump<W: Writer>(mut answer: Answer, mut writer: W, sender: mpsc::Sender
         tokio::select! {
             biased;
             () = sender.closed() => return,
-            piece = tokio::time::timeout(PING_EVERY, answer.next()) => match piece {
+            // Most of what comes while a prompt is read goes to no reader, so the time counts from the last bytes.
+            piece = tokio::time::timeout_at(ping_at, answer.next()) => match piece {
                 Ok(Some(piece)) => {
                     if let Piece::Reading { done, total } = piece {
                         progress = (done, total);
@@ -155,5 +159,63 @@ impl futures_core::Stream for Events {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.0.poll_recv(context).map(|bytes| bytes.map(Ok))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ask::Ask;
+    use crate::bridge::Event;
+    use crate::caller::{Caller, Dialect};
+    use crate::limits::Place;
+    use crate::metrics::Metrics;
+    use crate::models::Models;
+    use crate::piece::{End, Usage};
+    use crate::track::Track;
+
+    /// Writes nothing but the end.
+    struct Plain;
+
+    impl Writer for Plain {
+        fn begin(&mut self, _: &mut Out) {}
+
+        fn piece(&mut self, piece: Piece, out: &mut Out) {
+            if let Piece::Done(_) = piece {
+                out.text("done");
+            }
+        }
+    }
+
+    fn track() -> Track {
+        let models = Models::new(Vec::new(), Vec::new(), Vec::new(), Arc::new(|_, _| Err(String::new()))).unwrap();
+        let caller =
+            Caller { dialect: Dialect::OpenAi, request_id: "id".into(), key: None, ignored: Default::default() };
+        Track::new(Arc::new(Metrics::new(Arc::new(models))), &caller, "model", Place::take(None).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_shows_how_far_its_prompt_is_read() {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let ask = Ask::new(vec![1; 100], octet_engine::TextStart::Fresh);
+        let (sender, mut bytes) = mpsc::channel(EVENTS_AHEAD);
+        tokio::spawn(pump(Answer::new(&ask, receiver, Vec::new(), track()), Plain, sender, PING_EVERY));
+        // Steps are shorter than the time after which a sign of life is due.
+        for step in 1..=9 {
+            events.send((0, Event::Reading { prompt: 0, done: 10 * step })).unwrap();
+            tokio::time::sleep(PING_EVERY / 4).await;
+        }
+        events.send((0, Event::End { end: End::Eos, usage: Usage::default() })).unwrap();
+        let mut seen = Vec::new();
+        while let Some(more) = bytes.recv().await {
+            seen.push(String::from_utf8(more.to_vec()).unwrap());
+        }
+        assert_eq!(seen.len(), 3, "{seen:?}");
+        assert!(
+            seen[0].contains(" of 100 tokens") && seen[1].contains(" of 100 tokens") && seen[2] == "done",
+            "{seen:?}"
+        );
     }
 }

@@ -12,9 +12,10 @@ use super::conversation;
 use super::messages_stream::{MessagesWriter, whole_body};
 use crate::app::{Shared, text_work};
 use crate::ask::{Ask, Constraint};
-use crate::caller::Caller;
+use crate::caller::{Caller, Ignored};
 use crate::fields::{Body, Unsupported, fields};
 use crate::ids;
+use crate::messages;
 use crate::models::Model;
 use crate::prompt::Chat;
 use crate::refusal::Refusal;
@@ -76,13 +77,16 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
     let fields: ConversationFields = body.read()?;
     let answer: AnswerFields = body.read()?;
     body.unsupported(UNSUPPORTED)?;
-    body.finish()?;
+    let ignored = body.finish()?;
     let format = output_format(fields.output_config.as_ref())?;
-    let (model, mut ask) = read(&app, fields).await?;
+    let (model, mut ask) = read(&app, fields, ignored).await?;
     let is_streamed = answer.stream == Some(true);
     apply(answer, &mut ask)?;
     if format.is_some() && ask.constraint.is_some() {
-        return Err(Refusal::field("output_config", "a forced tool call and an output format exclude each other"));
+        return Err(Refusal::field(
+            "output_config",
+            "a forced tool call or a strict tool and an output format exclude each other",
+        ));
     }
     ask.constraint = ask.constraint.take().or(format);
     let answer = app.answer(&caller, &model, &ask)?;
@@ -102,18 +106,20 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
 pub async fn count(State(app): State<Shared>, mut body: Body) -> Result<Json<Value>, Refusal> {
     let fields: ConversationFields = body.read()?;
     body.unsupported(UNSUPPORTED)?;
-    body.finish()?;
-    let (_, ask) = read(&app, fields).await?;
+    let ignored = body.finish()?;
+    let (_, ask) = read(&app, fields, ignored).await?;
     Ok(Json(json!({"input_tokens": ask.prompts[0].len()})))
 }
 
-async fn read(app: &Shared, fields: ConversationFields) -> Result<(Arc<Model>, Ask), Refusal> {
+async fn read(app: &Shared, fields: ConversationFields, ignored: Ignored) -> Result<(Arc<Model>, Ask), Refusal> {
     let model = app.models.get(fields.model.as_deref())?;
-    let messages = conversation::read(fields.system, fields.messages.unwrap_or_default())?;
+    let turns = conversation::read(fields.system, fields.messages.unwrap_or_default())?;
+    let strict = messages::strict(fields.tools.as_deref().unwrap_or_default())?;
     let tools = conversation::tools(fields.tools.unwrap_or_default())?;
     let (choice, single) = conversation::tool_choice(fields.tool_choice.as_ref(), &tools)?;
     let writer = model.clone();
-    let (ask, _) = text_work(move || writer.chat(Chat { messages, tools, choice, single })).await?;
+    let (ask, _) =
+        text_work(move || writer.chat(Chat { messages: turns, tools, choice, single, strict, ignored })).await?;
     Ok((model, ask))
 }
 

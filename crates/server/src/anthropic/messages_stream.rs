@@ -19,7 +19,7 @@ pub fn whole_body(id: &str, model: &str, whole: &Whole) -> Value {
         json!({"type": "tool_use", "id": call.id, "name": call.name, "input": input})
     }));
     let (reason, sequence) = stop(choice.end.as_ref().unwrap_or(&End::Eos));
-    json!({
+    let mut body = json!({
         "id": id,
         "type": "message",
         "role": "assistant",
@@ -28,7 +28,16 @@ pub fn whole_body(id: &str, model: &str, whole: &Whole) -> Value {
         "stop_reason": reason,
         "stop_sequence": sequence,
         "usage": usage(&whole.usage),
-    })
+    });
+    warn(&mut body, &whole.warnings);
+    body
+}
+
+/// What the reader should know, beyond Anthropic's fields.
+fn warn(body: &mut Value, warnings: &[String]) {
+    if !warnings.is_empty() {
+        body["octet"] = json!({"warnings": warnings});
+    }
 }
 
 fn usage(usage: &Usage) -> Value {
@@ -59,6 +68,7 @@ pub struct MessagesWriter {
     index: usize,
     end: End,
     prompt_tokens: usize,
+    warnings: Vec<String>,
 }
 
 #[derive(PartialEq)]
@@ -70,7 +80,8 @@ enum Block {
 impl MessagesWriter {
     /// A writer of the answer with this id, to a prompt of so many tokens.
     pub fn new(id: String, model: &str, prompt_tokens: usize) -> MessagesWriter {
-        MessagesWriter { id, model: model.into(), block: Block::None, index: 0, end: End::Eos, prompt_tokens }
+        let (index, end, warnings) = (0, End::Eos, Vec::new());
+        MessagesWriter { id, model: model.into(), block: Block::None, index, end, prompt_tokens, warnings }
     }
 
     fn text(&mut self, text: &str, out: &mut Out) {
@@ -114,7 +125,9 @@ impl MessagesWriter {
         self.close(out);
         let (reason, sequence) = stop(&self.end);
         let delta = json!({"stop_reason": reason, "stop_sequence": sequence});
-        out.event("message_delta", &json!({"type": "message_delta", "delta": delta, "usage": usage(total)}));
+        let mut event = json!({"type": "message_delta", "delta": delta, "usage": usage(total)});
+        warn(&mut event, &self.warnings);
+        out.event("message_delta", &event);
         out.event("message_stop", &json!({"type": "message_stop"}));
     }
 }
@@ -137,13 +150,14 @@ impl Writer for MessagesWriter {
             }
             Piece::Text { text, .. } => self.text(&text, out),
             Piece::Call { call, .. } => self.call(&call, out),
+            Piece::Warning(warning) => self.warnings.push(warning),
             Piece::End { end, .. } => self.end = end,
             Piece::Done(usage) => self.done(&usage, out),
             _ => {}
         }
     }
 
-    fn ping(&mut self, _: (usize, usize), out: &mut Out) {
-        out.event("ping", &json!({"type": "ping"}));
+    fn ping(&mut self, (done, total): (usize, usize), out: &mut Out) {
+        out.event("ping", &json!({"type": "ping", "octet": {"reading": [done, total]}}));
     }
 }

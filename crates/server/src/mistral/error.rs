@@ -22,7 +22,7 @@ pub fn for_both(refusal: &Refusal) -> Value {
 
 /// Mistral says 400 for a model that it does not have.
 fn status(refusal: &Refusal) -> u16 {
-    if refusal.fault == Fault::NotFound { 400 } else { refusal.status().as_u16() }
+    if refusal.fault == Fault::NotFound && refusal.param.is_some() { 400 } else { refusal.status().as_u16() }
 }
 
 fn detail(refusal: &Refusal, param: &str) -> Value {
@@ -36,6 +36,7 @@ fn detail(refusal: &Refusal, param: &str) -> Value {
 
 fn flat(refusal: &Refusal) -> Value {
     let (kind, code) = match refusal.fault {
+        Fault::NotFound if refusal.param.is_none() => ("not_found", "2000"),
         Fault::NotFound => ("invalid_model", "1500"),
         Fault::Unauthorized => ("invalid_api_key", "1000"),
         Fault::ContextTooLong => ("invalid_request_prompt_too_long", "3051"),
@@ -56,7 +57,7 @@ mod tests {
         let (status, body) = answer(&Refusal::field("messages[2].content", "no"));
         assert_eq!(status, 422);
         assert_eq!(body["detail"][0]["loc"], json!(["body", "messages", 2, "content"]));
-        let (status, body) = answer(&Refusal::not_found("Invalid model: x"));
+        let (status, body) = answer(&Refusal { param: Some("model".into()), ..Refusal::not_found("Invalid model: x") });
         assert_eq!((status, &body["code"]), (400, &json!("1500")));
         let both = for_both(&Refusal::field("n", "no"));
         assert!(both["error"]["message"] == "no" && both["message"] == "no" && both["object"] == "error");

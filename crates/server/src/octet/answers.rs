@@ -2,7 +2,8 @@
 //!
 //! An answer is a log of events, those of a streamed chat completion. Any number of readers follow it, each from where it
 //! likes (`?from=N`; every event bears its number as `id:`), so a page that was reloaded goes on where it was. Only DELETE
-//! stops it. Logs of finished answers are kept for a while, and in the data folder as files.
+//! stops it. Logs of finished answers are kept for a while; with a data folder every log grows in a file there too, so that a
+//! crash loses a second of it at most, and says at its end that it broke off.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -21,17 +22,23 @@ use crate::app::{Shared, text_work};
 use crate::caller::{Caller, Dialect};
 use crate::fields::Body;
 use crate::ids;
+use crate::openai;
 use crate::openai::chat;
 use crate::openai::chat_stream::ChatWriter;
 use crate::openai::wire::{Head, StreamOptions};
 use crate::piece::Piece;
-use crate::refusal::Refusal;
+use crate::refusal::{Fault, Refusal};
 use crate::stream::{Out, Writer, events};
 
 /// How long the log of a finished answer stays in memory.
 const KEPT: Duration = Duration::from_secs(900);
 /// Most logs in memory; the oldest finished ones leave first.
 const MOST: usize = 512;
+/// How often an answer that is being written is put into its file.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// The last line of a whole log.
+const DONE: &str = "data: [DONE]\n\n";
 
 /// All logs by id.
 #[derive(Default)]
@@ -126,36 +133,59 @@ async fn follow(app: Shared, id: String, mut answer: Answer, mut writer: ChatWri
     let mut out = Out::default();
     writer.begin(&mut out);
     log.add(&mut out);
+    let mut file = Kept { app, id, kept: 0 };
+    let mut keep_at = Instant::now() + KEEP_EVERY;
     loop {
         let piece = tokio::select! {
-            () = log.stop.notified() => None,
-            piece = answer.next() => piece,
+            () = log.stop.notified() => {
+                out.data(&json!({"choices": [], "octet": {"stopped": true}}));
+                out.text(DONE);
+                break;
+            }
+            piece = tokio::time::timeout_at(keep_at.into(), answer.next()) => piece,
         };
         match piece {
-            Some(Piece::Reading { done, total }) => {
+            Ok(Some(Piece::Reading { done, total })) => {
                 out.data(&json!({"choices": [], "octet": {"reading": [done, total]}}))
             }
-            Some(piece) => writer.piece(piece, &mut out),
-            None => break,
+            Ok(Some(piece)) => writer.piece(piece, &mut out),
+            Ok(None) => break,
+            Err(_) => {
+                file.keep(&log).await;
+                keep_at = Instant::now() + KEEP_EVERY;
+            }
         }
         log.add(&mut out);
     }
+    log.add(&mut out);
     log.state.send_modify(|state| state.1 = true);
-    keep(&app, &id, &log).await;
+    file.keep(&log).await;
 }
 
-/// Puts the log of a finished answer into the data folder.
-async fn keep(app: &Shared, id: &str, log: &Log) {
-    if app.history.is_none() {
-        return;
-    }
-    let (app, id, key, bytes) = (app.clone(), id.to_owned(), log.key.clone(), log.events(0).concat());
-    let kept = text_work(move || match &app.history {
-        Some(history) => history.keep_answer(&key, &id, &bytes),
-        None => Ok(()),
-    });
-    if let Err(refusal) = kept.await {
-        tracing::error!(error = refusal.message, "an answer is not kept");
+/// The file of a log.
+struct Kept {
+    app: Shared,
+    id: String,
+    /// Events that are in it.
+    kept: usize,
+}
+
+impl Kept {
+    /// Adds what is new.
+    async fn keep(&mut self, log: &Log) {
+        let events = log.events(self.kept);
+        if self.app.history.is_none() || events.is_empty() {
+            return;
+        }
+        self.kept += events.len();
+        let (app, id, key) = (self.app.clone(), self.id.clone(), log.key.clone());
+        let kept = text_work(move || match &app.history {
+            Some(history) => history.keep_answer(&key, &id, &events.concat()),
+            None => Ok(()),
+        });
+        if let Err(refusal) = kept.await {
+            tracing::error!(error = refusal.message, "an answer is not kept");
+        }
     }
 }
 
@@ -197,9 +227,8 @@ pub async fn attach(
                 let missing = || Refusal::not_found(format!("there is no answer {id}"));
                 app.history.as_ref().ok_or_else(missing)?.kept_answer(caller.name(), &id)
             });
-            let bytes = bytes.await?;
+            let whole = whole(&bytes.await?);
             tokio::spawn(async move {
-                let whole = String::from_utf8_lossy(&bytes).into_owned();
                 for (number, event) in whole.split_inclusive("\n\n").enumerate().skip(from) {
                     if sender.send(numbered(number, event.as_bytes())).await.is_err() {
                         return;
@@ -209,6 +238,20 @@ pub async fn attach(
         }
     }
     Ok(events(receiver, "text/event-stream; charset=utf-8"))
+}
+
+/// A log out of its file: if the server was stopped meanwhile it ends with an error that says so.
+fn whole(bytes: &[u8]) -> String {
+    let mut text = String::from_utf8_lossy(bytes).into_owned();
+    if !text.ends_with(DONE) {
+        text.truncate(text.rfind("\n\n").map_or(0, |end| end + 2));
+        let refusal = Refusal::new(Fault::Unavailable, "the server was stopped while it wrote this answer");
+        let mut out = Out::default();
+        out.data(&openai::error::body(&refusal));
+        out.text(DONE);
+        text.push_str(&String::from_utf8_lossy(&out.take()));
+    }
+    text
 }
 
 async fn send_from(log: Arc<Log>, mut from: usize, sender: mpsc::Sender<Bytes>) {
@@ -243,4 +286,17 @@ pub async fn stop(State(app): State<Shared>, caller: Caller, Path(id): Path<Stri
     let missing = || Refusal::not_found(format!("there is no answer {id}"));
     app.answers.get(caller.name(), &id).ok_or_else(missing)?.stop.notify_one();
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_broke_off_ends_with_an_error() {
+        assert_eq!(whole(b"data: 1\n\ndata: [DONE]\n\n"), "data: 1\n\ndata: [DONE]\n\n");
+        let cut = whole(b"data: 1\n\ndata: {\"half");
+        assert!(cut.starts_with("data: 1\n\ndata: {\"error\":") && cut.ends_with(DONE), "{cut}");
+        assert_eq!(cut.matches("half").count(), 0);
+    }
 }

@@ -103,16 +103,20 @@ impl History {
         Ok(tag(bytes))
     }
 
-    /// Keeps the log of a finished answer.
+    /// Adds to the log of an answer.
     ///
     /// # Errors
     /// The disk.
     pub fn keep_answer(&self, key: &str, id: &str, bytes: &[u8]) -> Result<(), Refusal> {
-        let folder = self.folder.with_file_name("answers");
-        History { folder, ..History::default() }.write(key, id, bytes, None).map(drop)
+        let answers = History { folder: self.folder.with_file_name("answers"), ..History::default() };
+        let path = answers.file(key, id)?;
+        let cannot = |error: std::io::Error| Refusal::internal(format!("cannot keep it: {error}"));
+        std::fs::create_dir_all(answers.folder(key)).map_err(cannot)?;
+        let file = std::fs::File::options().create(true).append(true).open(path);
+        file.and_then(|mut file| file.write_all(bytes)).map_err(cannot)
     }
 
-    /// The log of a finished answer.
+    /// The log of an answer, as far as it is kept.
     ///
     /// # Errors
     /// There is none.

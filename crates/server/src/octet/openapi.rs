@@ -62,6 +62,12 @@ const GETS: [(&str, &str); 15] = [
     ("/openapi.json", "This"),
 ];
 
+const REST: [(&str, &str, &str); 3] = [
+    ("/octet/conversations/{id}", "put", "Keep a conversation"),
+    ("/octet/conversations/{id}", "delete", "Remove it"),
+    ("/octet/answers/{id}", "delete", "Stop an answer"),
+];
+
 /// The document.
 pub async fn document() -> Json<Value> {
     Json(build())
@@ -72,7 +78,8 @@ fn build() -> Value {
     for (path, summary, schemas) in POSTS {
         let parts: Vec<Value> =
             schemas.iter().map(|name| json!({"$ref": format!("#/components/schemas/{name}")})).collect();
-        let mut post = json!({"summary": summary, "responses": responses()});
+        let status = if path == "/octet/answers" { "202" } else { "200" };
+        let mut post = json!({"summary": summary, "responses": responses(status)});
         if !parts.is_empty() {
             post["requestBody"] =
                 json!({"required": true, "content": {"application/json": {"schema": {"allOf": parts}}}});
@@ -80,12 +87,16 @@ fn build() -> Value {
         add(&mut paths, path, "post", post);
     }
     for (path, summary) in GETS {
-        add(&mut paths, path, "get", json!({"summary": summary, "responses": responses()}));
+        add(&mut paths, path, "get", json!({"summary": summary, "responses": responses("200")}));
     }
-    let conversation = "/octet/conversations/{id}";
-    add(&mut paths, conversation, "put", json!({"summary": "Keep a conversation", "responses": responses()}));
-    add(&mut paths, conversation, "delete", json!({"summary": "Remove it", "responses": responses()}));
-    add(&mut paths, "/octet/answers/{id}", "delete", json!({"summary": "Stop an answer", "responses": responses()}));
+    for (path, method, summary) in REST {
+        let mut operation = json!({"summary": summary, "responses": responses("204")});
+        if method == "put" {
+            let object = json!({"type": "object"});
+            operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": object}}});
+        }
+        add(&mut paths, path, method, operation);
+    }
     json!({
         "openapi": "3.1.0",
         "info": {"title": "Octet", "version": env!("CARGO_PKG_VERSION")},
@@ -98,8 +109,12 @@ fn build() -> Value {
     })
 }
 
-fn responses() -> Value {
-    json!({"200": {"description": "The answer"}, "4XX": {"description": "What is wrong with the request"}})
+fn responses(good: &str) -> Value {
+    json!({
+        good: {"description": "The answer"},
+        "4XX": {"description": "What is wrong with the request"},
+        "5XX": {"description": "The model is not loaded, the server goes down, or a fault of ours"},
+    })
 }
 
 fn add(paths: &mut serde_json::Map<String, Value>, path: &str, method: &str, mut operation: Value) {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::app::{Shared, text_work};
 use crate::fields::{Body, fields};
-use crate::messages::{self, ToolChoice};
+use crate::messages;
 use crate::prompt::Chat;
 use crate::refusal::Refusal;
 
@@ -36,7 +36,7 @@ fields! {
 /// Whatever is wrong with the request.
 pub async fn tokenize(State(app): State<Shared>, mut body: Body) -> Result<Json<Value>, Refusal> {
     let fields: TokenizeFields = body.read()?;
-    body.finish()?;
+    let ignored = body.finish()?;
     let model = app.models.get(fields.model.as_deref())?;
     let writer = model.clone();
     let tools = messages::tools(fields.tools.unwrap_or_default())?;
@@ -45,7 +45,7 @@ pub async fn tokenize(State(app): State<Shared>, mut body: Body) -> Result<Json<
     let has_bos = fields.add_special.unwrap_or(true);
     let (ids, prompt) = text_work(move || match (messages, text) {
         (Some(messages), None) => {
-            let (_, prompt) = writer.chat(Chat { messages, tools, choice: ToolChoice::Auto, single: false })?;
+            let (_, prompt) = writer.chat(Chat { messages, tools, ignored, ..Chat::default() })?;
             Ok((prompt.ids, Some(prompt.text)))
         }
         (None, Some(text)) if has_bos => Ok((writer.encode(&text), None)),

@@ -10,7 +10,7 @@ use super::options;
 use crate::app::{Shared, text_work};
 use crate::caller::Caller;
 use crate::fields::{Body, Unsupported, fields};
-use crate::messages::{self, ToolChoice};
+use crate::messages;
 use crate::prompt::Chat;
 use crate::refusal::Refusal;
 use crate::stream;
@@ -59,13 +59,13 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
     let model = app.models.get(Some(&name))?;
     let messages = messages::read(given.into_iter().map(plain).collect::<Result<_, _>>()?)?;
     let tools = messages::tools(fields.tools.unwrap_or_default())?;
-    let chat = Chat { messages, tools, choice: ToolChoice::Auto, single: false };
+    let chat = Chat { messages, tools, ignored: caller.ignored.clone(), ..Chat::default() };
     let writer = model.clone();
     let (mut ask, _) = text_work(move || writer.chat(chat)).await?;
-    options::apply(fields.options, &mut ask)?;
+    options::apply(fields.options, &mut ask, &caller.ignored)?;
     ask.constraint = options::format(fields.format)?;
     let answer = app.answer(&caller, &model, &ask)?;
-    let lines = Lines::new(Kind::Chat, &name);
+    let lines = Lines::new(Kind::Chat, &name).without_effect(&caller.ignored);
     match fields.stream {
         Some(false) => Ok(Json(lines.whole(answer).await?).into_response()),
         _ => Ok(stream::respond(answer, lines, app.patience())),

@@ -63,20 +63,21 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
     }
     let model = app.models.get(Some(&name))?;
     let (writer, system, suffix) = (model.clone(), fields.system.take(), fields.suffix.take());
+    let ignored = caller.ignored.clone();
     let is_raw = fields.raw == Some(true) || writer.format.is_err();
     let mut ask = text_work(move || match suffix {
         Some(suffix) => Ok(Ask::new(writer.fill(&prompt, &suffix)?, TextStart::Continued)),
         None if is_raw => Ok(Ask::new(writer.encode(&prompt), TextStart::Continued)),
         None => {
             let messages = system.map(Message::system).into_iter().chain([Message::user(prompt)]).collect();
-            Ok(writer.chat(Chat { messages, ..Chat::default() })?.0)
+            Ok(writer.chat(Chat { messages, ignored, ..Chat::default() })?.0)
         }
     })
     .await?;
-    options::apply(fields.options, &mut ask)?;
+    options::apply(fields.options, &mut ask, &caller.ignored)?;
     ask.constraint = options::format(fields.format)?;
     let answer = app.answer(&caller, &model, &ask)?;
-    let lines = Lines::new(Kind::Generate, &name);
+    let lines = Lines::new(Kind::Generate, &name).without_effect(&caller.ignored);
     match fields.stream {
         Some(false) => Ok(Json(lines.whole(answer).await?).into_response()),
         _ => Ok(stream::respond(answer, lines, app.patience())),

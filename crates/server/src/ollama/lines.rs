@@ -5,6 +5,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::answer::Answer;
+use crate::caller::Ignored;
 use crate::ids;
 use crate::piece::{End, Piece, Usage, Whole};
 use crate::refusal::Refusal;
@@ -26,12 +27,23 @@ pub struct Lines {
     model: String,
     started: Instant,
     end: End,
+    /// What the reader should know; told in the last line.
+    warnings: Vec<String>,
 }
 
 impl Lines {
     /// Of an answer that begins now.
     pub fn new(kind: Kind, model: &str) -> Lines {
-        Lines { kind, model: model.into(), started: Instant::now(), end: End::Eos }
+        Lines { kind, model: model.into(), started: Instant::now(), end: End::Eos, warnings: Vec::new() }
+    }
+
+    /// The same, whose last line names the options that were read and change nothing.
+    pub fn without_effect(mut self, ignored: &Ignored) -> Lines {
+        let names = ignored.names();
+        if !names.is_empty() {
+            self.warnings.push(format!("without effect here: {}", names.join(", ")));
+        }
+        self
     }
 
     fn line(&self, text: &str, calls: &[Call]) -> Value {
@@ -59,6 +71,9 @@ impl Lines {
         line["prompt_eval_duration"] = json!(ns(usage.prompt_time));
         line["eval_count"] = json!(usage.completion_tokens);
         line["eval_duration"] = json!(ns(usage.generation_time));
+        if !self.warnings.is_empty() {
+            line["octet"] = json!({"warnings": self.warnings});
+        }
         line
     }
 
@@ -75,7 +90,8 @@ impl Lines {
     /// # Errors
     /// If it breaks off.
     pub async fn whole(mut self, answer: Answer) -> Result<Value, Refusal> {
-        let Whole { mut choices, usage, .. } = stream::whole(answer).await?;
+        let Whole { mut choices, usage, warnings, .. } = stream::whole(answer).await?;
+        self.warnings.extend(warnings);
         let choice = choices.remove(0);
         self.end = choice.end.unwrap_or(End::Eos);
         Ok(self.last(self.line(&choice.text, &choice.calls), &usage))
@@ -97,12 +113,17 @@ impl Writer for Lines {
             Piece::Text { text, .. } if !text.is_empty() => out.line(&self.line(&text, &[])),
             Piece::Call { call, .. } => out.line(&self.line("", &[call])),
             Piece::End { end, .. } => self.end = end,
+            Piece::Warning(warning) => self.warnings.push(warning),
             Piece::Done(usage) => out.line(&self.last(self.line("", &[]), &usage)),
             Piece::Failed(refusal) => out.line(&super::error::body(&refusal)),
             _ => {}
         }
     }
 
-    /// A line that says nothing would be taken for an answer's, and an empty one for broken JSON.
-    fn ping(&mut self, _: (usize, usize), _: &mut Out) {}
+    /// Clients join the texts of all lines, so one without text changes nothing.
+    fn ping(&mut self, (done, total): (usize, usize), out: &mut Out) {
+        let mut line = self.line("", &[]);
+        line["octet"] = json!({"reading": [done, total]});
+        out.line(&line);
+    }
 }

@@ -4,6 +4,7 @@ use octet_engine::Sampling;
 use serde_json::Value;
 
 use crate::ask::{Ask, Constraint};
+use crate::caller::Ignored;
 use crate::fields::{Body, Unsupported, fields};
 use crate::ids;
 use crate::refusal::Refusal;
@@ -59,14 +60,14 @@ const UNSUPPORTED: &[Unsupported] = &[
     ("mirostat_eta", &["*"], ""),
 ];
 
-/// Puts `options` into `ask`.
+/// Puts `options` into `ask`; those without effect are added to `ignored`.
 ///
 /// # Errors
 /// An option out of its range, or unknown.
-pub fn apply(options: Option<Value>, ask: &mut Ask) -> Result<(), Refusal> {
+pub fn apply(options: Option<Value>, ask: &mut Ask, ignored: &Ignored) -> Result<(), Refusal> {
     let mut body = match options {
         None => Body::default(),
-        Some(Value::Object(fields)) => Body::of(fields),
+        Some(Value::Object(fields)) => Body::of(fields, ignored),
         Some(_) => return Err(Refusal::field("options", "options has to be an object")),
     };
     let options: OptionFields = body.read()?;
@@ -128,11 +129,16 @@ mod tests {
     fn options_are_read_or_refused_by_name() {
         let mut ask = Ask::new(vec![1], TextStart::Fresh);
         let options = json!({"temperature": 0, "num_ctx": 512, "num_predict": -1, "repeat_last_n": -1, "stop": ["a"]});
-        apply(Some(options), &mut ask).unwrap();
+        let ignored = Ignored::default();
+        apply(Some(options), &mut ask, &ignored).unwrap();
+        assert_eq!(ignored.names(), ["num_ctx"]);
         assert_eq!((ask.sampling.temperature, ask.ending.max_tokens), (0.0, None));
         assert_eq!(ask.sampling.penalty_window, usize::MAX);
-        assert_eq!(apply(Some(json!({"tempreature": 1})), &mut ask).unwrap_err().param.unwrap(), "tempreature");
-        assert_eq!(apply(Some(json!({"mirostat": 2})), &mut ask).unwrap_err().param.unwrap(), "mirostat");
+        assert_eq!(
+            apply(Some(json!({"tempreature": 1})), &mut ask, &ignored).unwrap_err().param.unwrap(),
+            "tempreature"
+        );
+        assert_eq!(apply(Some(json!({"mirostat": 2})), &mut ask, &ignored).unwrap_err().param.unwrap(), "mirostat");
         assert_eq!(format(Some(json!("yaml"))).unwrap_err().param.unwrap(), "format");
         let unload = |value: Value| wants_unload(Some(&value));
         assert!(unload(json!(0)) && unload(json!("0s")) && !unload(json!("5m")) && !unload(json!(-1)));

@@ -125,7 +125,7 @@ pub async fn read(app: &Shared, dialect: Dialect, mut body: Body) -> Result<Chat
     let sampling: SamplingFields = body.read()?;
     let octet: OctetFields = body.read()?;
     body.unsupported(UNSUPPORTED)?;
-    body.finish()?;
+    let ignored = body.finish()?;
     let model = app.models.get(chat.model.as_deref())?;
     let mut messages = messages::read(chat.messages.unwrap_or_default())?;
     let prefix = messages.last().filter(|last| last.prefix).map_or(String::new(), |last| last.content.clone());
@@ -133,9 +133,11 @@ pub async fn read(app: &Shared, dialect: Dialect, mut body: Body) -> Result<Chat
     if chat.safe_prompt == Some(true) {
         messages.insert(0, Message::system(mistral::SAFE_PROMPT));
     }
+    let strict = messages::strict(chat.tools.as_deref().unwrap_or_default())?;
     let tools = messages::tools(chat.tools.unwrap_or_default())?;
     let choice = tool_choice(chat.tool_choice.as_ref(), &tools)?;
-    let conversation = Chat { messages, tools, choice, single: chat.parallel_tool_calls == Some(false) };
+    let conversation =
+        Chat { messages, tools, choice, single: chat.parallel_tool_calls == Some(false), strict, ignored };
     let writer = model.clone();
     let (mut ask, prompt) = text_work(move || writer.chat(conversation)).await?;
     sampling.apply(&mut ask)?;
@@ -147,7 +149,7 @@ pub async fn read(app: &Shared, dialect: Dialect, mut body: Body) -> Result<Chat
         if ask.constraint.is_some() {
             return Err(Refusal::field(
                 "response_format",
-                "a forced tool call and a response_format exclude each other",
+                "a forced tool call or a strict tool and a response_format exclude each other",
             ));
         }
         ask.constraint = Some(constraint);

@@ -109,7 +109,11 @@ impl ChatWriter {
         let octet = self.head.octet(usage, &self.warnings, &[]);
         if self.is_mistral() {
             let held = std::mem::take(&mut self.held);
-            out.data(&self.event(Value::Array(held), Some(usage)));
+            let mut event = self.event(Value::Array(held), Some(usage));
+            if let Some(octet) = octet {
+                event["octet"] = octet;
+            }
+            out.data(&event);
         } else if self.options.include_usage || octet.is_some() {
             let mut event = self.event(json!([]), self.options.include_usage.then_some(usage));
             if let Some(octet) = octet {

@@ -34,6 +34,8 @@ const UNSUPPORTED: &[Unsupported] =
 
 /// Most texts of a request, as in OpenAI's API.
 const MAX_INPUTS: usize = 2048;
+/// Texts that share the engine's passes: short ones would each read all weights for a few tokens.
+const AT_ONCE: usize = 16;
 
 /// Embeds texts.
 ///
@@ -97,8 +99,7 @@ pub async fn embed(app: &Shared, caller: &Caller, model: &Arc<Model>, input: Val
     })
     .await?;
     let tokens = all.iter().map(Vec::len).sum();
-    let mut vectors = Vec::with_capacity(all.len());
-    for ids in all {
+    for ids in &all {
         let (n, context) = (ids.len(), model.facts.context);
         if n == 0 {
             return Err(Refusal::field("input", "a text of input is empty"));
@@ -107,7 +108,13 @@ pub async fn embed(app: &Shared, caller: &Caller, model: &Arc<Model>, input: Val
             let message = format!("a text of input has {n} tokens and the context of {} only {context}", model.name);
             return Err(Refusal::new(Fault::ContextTooLong, message));
         }
-        vectors.push(unit(model.engine.embed(&ids).await?));
+    }
+    let mut vectors = Vec::with_capacity(all.len());
+    for several in all.chunks(AT_ONCE) {
+        let running = several.iter().map(|ids| model.engine.embed(ids)).collect::<Result<Vec<_>, _>>()?;
+        for one in running {
+            vectors.push(unit(one.wait().await?));
+        }
     }
     if let Some(key) = &caller.key {
         key.meter.take_tokens(tokens);

@@ -6,7 +6,11 @@ use crate::refusal::{Fault, Refusal};
 
 /// `{"error": {message, type, param, code}}`.
 pub fn body(refusal: &Refusal) -> Value {
-    let (kind, code) = names(refusal.fault);
+    let (kind, code) = match refusal.fault {
+        // Only a request's own field names a model; all else that is not there is a path or a thing of ours.
+        Fault::NotFound if refusal.param.is_none() => ("invalid_request_error", Some("unknown_url")),
+        fault => names(fault),
+    };
     json!({"error": {"message": refusal.message, "type": kind, "param": refusal.param, "code": code}})
 }
 

@@ -14,7 +14,7 @@ use crate::ask::Ask;
 use crate::caller::Caller;
 use crate::fields::{Body, Unsupported, fields};
 use crate::ids;
-use crate::messages::tool_choice;
+use crate::messages::{self, tool_choice};
 use crate::prompt::Chat;
 use crate::refusal::Refusal;
 use crate::settings::range;
@@ -78,12 +78,14 @@ const UNSUPPORTED: &[Unsupported] = &[
 pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -> Result<Response, Refusal> {
     let mut fields: ResponseFields = body.read()?;
     body.unsupported(UNSUPPORTED)?;
-    body.finish()?;
+    let ignored = body.finish()?;
     let model = app.models.get(fields.model.as_deref())?;
     let messages = responses_input::read(fields.instructions.clone(), fields.input.take().unwrap_or(Value::Null))?;
+    let strict = messages::strict(fields.tools.as_deref().unwrap_or_default())?;
     let tools = responses_input::tools(fields.tools.as_deref().unwrap_or_default())?;
     let choice = tool_choice(fields.tool_choice.as_ref(), &tools)?;
-    let chat = Chat { messages, tools, choice, single: fields.parallel_tool_calls == Some(false) };
+    let single = fields.parallel_tool_calls == Some(false);
+    let chat = Chat { messages, tools, choice, single, strict, ignored };
     let writer = model.clone();
     let (mut ask, _) = text_work(move || writer.chat(chat)).await?;
     apply(&fields, &mut ask)?;
@@ -111,6 +113,10 @@ fn apply(fields: &ResponseFields, ask: &mut Ask) -> Result<(), Refusal> {
         }
         ask.logprobs = Some(fields.top_logprobs.unwrap_or(0));
     }
+    if ask.logprobs.is_none() && fields.top_logprobs.is_some_and(|n| n > 0) {
+        let message = "top_logprobs is only for include: [\"message.output_text.logprobs\"]";
+        return Err(Refusal::field("top_logprobs", message));
+    }
     if fields.top_logprobs.is_some_and(|n| n > MAX_TOP_LOGPROBS) {
         return Err(Refusal::field("top_logprobs", format!("top_logprobs has to be 0 to {MAX_TOP_LOGPROBS}")));
     }
@@ -122,7 +128,10 @@ fn apply(fields: &ResponseFields, ask: &mut Ask) -> Result<(), Refusal> {
     if let Some(format) = text.and_then(|text| text.get("format")).filter(|format| !format.is_null()) {
         let format = constraint(format)?;
         if format.is_some() && ask.constraint.is_some() {
-            return Err(Refusal::field("text.format", "a forced tool call and a format exclude each other"));
+            return Err(Refusal::field(
+                "text.format",
+                "a forced tool call or a strict tool and a format exclude each other",
+            ));
         }
         ask.constraint = ask.constraint.take().or(format);
     }

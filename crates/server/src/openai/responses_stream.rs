@@ -49,13 +49,16 @@ impl Outline {
         Outline { message_id: ids::long("msg_"), frame }
     }
 
-    fn response(&self, output: Vec<Value>, end: &End, total: &Usage) -> Value {
+    fn response(&self, output: Vec<Value>, end: &End, total: &Usage, warnings: &[String]) -> Value {
         let mut response = self.frame.clone();
         response["status"] = json!(if end.is_cut() { "incomplete" } else { "completed" });
         if end.is_cut() {
             response["incomplete_details"] = json!({"reason": "max_output_tokens"});
         }
         response["output"] = Value::Array(output);
+        if !warnings.is_empty() {
+            response["octet"] = json!({"warnings": warnings});
+        }
         response["usage"] = json!({
             "input_tokens": total.prompt_tokens,
             "input_tokens_details": {"cached_tokens": total.cached_tokens, "cache_write_tokens": 0},
@@ -91,7 +94,7 @@ pub fn whole_body(outline: &Outline, whole: &Whole) -> Value {
         output.push(outline.message(text, tokens, status));
     }
     output.extend(calls.iter().map(|call| call_item(&ids::long("fc_"), call, status, &call.arguments)));
-    outline.response(output, end, &whole.usage)
+    outline.response(output, end, &whole.usage, &whole.warnings)
 }
 
 /// Writes events.
@@ -103,13 +106,15 @@ pub struct ResponseWriter {
     /// The text of the message, once it has begun.
     text: Option<String>,
     tokens: Vec<Token>,
+    warnings: Vec<String>,
     end: End,
 }
 
 impl ResponseWriter {
     /// A writer of this response.
     pub fn new(outline: Outline) -> ResponseWriter {
-        ResponseWriter { outline, sequence: 0, output: Vec::new(), text: None, tokens: Vec::new(), end: End::Eos }
+        let (output, tokens, warnings) = Default::default();
+        ResponseWriter { outline, sequence: 0, output, text: None, tokens, warnings, end: End::Eos }
     }
 
     fn send(&mut self, kind: &str, mut event: Value, out: &mut Out) {
@@ -187,7 +192,8 @@ impl ResponseWriter {
             self.open_message(out);
         }
         self.close_message(if is_cut { "incomplete" } else { "completed" }, out);
-        let response = self.outline.response(std::mem::take(&mut self.output), &self.end, total);
+        let output = std::mem::take(&mut self.output);
+        let response = self.outline.response(output, &self.end, total, &self.warnings);
         let kind = if is_cut { "response.incomplete" } else { "response.completed" };
         self.send(kind, json!({"response": response}), out);
     }
@@ -214,6 +220,7 @@ impl Writer for ResponseWriter {
         match piece {
             Piece::Text { text, tokens, .. } => self.text(&text, tokens, out),
             Piece::Call { call, .. } => self.call(&call, out),
+            Piece::Warning(warning) => self.warnings.push(warning),
             Piece::End { end, .. } => self.end = end,
             Piece::Done(usage) => self.done(&usage, out),
             Piece::Failed(refusal) => self.failed(&refusal, out),

@@ -1,0 +1,182 @@
+"""What a server does when it is killed, told to stop, or given other keys: a server of its own for each test."""
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+import urllib.error
+import urllib.request
+
+OCTET, MODEL = os.environ["OCTET_BINARY"], os.environ["OCTET_MODEL"]
+PROMPT = "The sun was low and the old man sat by the door. " * 12
+
+
+class Server:
+    def __init__(self, *options):
+        self.log = tempfile.NamedTemporaryFile("a")
+        command = [OCTET, "serve", f"small={MODEL}", "--port", "0", "--context", "2048", *options]
+        self.process = subprocess.Popen(command, stderr=self.log)
+        self.url = None
+        while self.url is None:
+            time.sleep(0.05)
+            with open(self.log.name) as log:
+                text = log.read()
+            self.url = next((line.split()[-1] for line in text.splitlines() if line.startswith("octet serves at")), None)
+            if self.process.poll() is not None:
+                raise AssertionError(text)
+
+    def send(self, path, body=None, key=""):
+        """Status and body."""
+        headers = {"Content-Type": "application/json", "x-api-key": key}
+        request = urllib.request.Request(self.url + path, body and json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=300) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def complete(self, prompt, **more):
+        status, body = self.send("/v1/completions", {"model": "small", "prompt": prompt, "temperature": 0, "max_tokens": 8, **more})
+        assert status == 200, body
+        return json.loads(body)
+
+    def end(self, sign):
+        self.process.send_signal(sign)
+        return self.process.wait(60)
+
+
+class Reader(threading.Thread):
+    """Reads a stream to its end."""
+
+    def __init__(self, server, **more):
+        super().__init__()
+        self.text, self.has_begun = "", threading.Event()
+        body = {"model": "small", "prompt": PROMPT, "temperature": 0, "stream": True, "ignore_eos": True, **more}
+        self.request = urllib.request.Request(server.url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        self.start()
+        self.has_begun.wait(120)
+
+    def run(self):
+        try:
+            with urllib.request.urlopen(self.request, timeout=300) as answer:
+                for line in answer:
+                    self.text += line.decode()
+                    self.has_begun.set()
+        except (OSError, ValueError):
+            pass
+        self.has_begun.set()
+
+
+class Lifecycle(unittest.TestCase):
+    def test_killed_in_the_midst_it_serves_again_without_repair(self):
+        with tempfile.TemporaryDirectory() as folder:
+            # So little memory that pages go to disk all the time.
+            options = ["--data", f"{folder}/data", "--cache", f"{folder}/cache", "--kv-memory", "48"]
+            server = Server(*options)
+            alone = server.complete(PROMPT)
+            status, body = server.send("/octet/answers", {"model": "small", "messages": [{"role": "user", "content": "Tell."}], "max_tokens": 1500, "ignore_eos": True})
+            self.assertEqual(status, 202)
+            answer = json.loads(body)["id"]
+            kept = f"{folder}/data/answers/local/{answer}.json"
+            while not (os.path.exists(kept) and os.path.getsize(kept) > 2000):
+                server.complete(PROMPT[::-1], max_tokens=1)
+            readers = [Reader(server, prompt=f"{i} " + PROMPT * 3, max_tokens=1500) for i in range(3)]
+            server.end(signal.SIGKILL)
+            for reader in readers:
+                reader.join()
+            self.assertEqual(["[DONE]" in reader.text for reader in readers], [False] * 3)
+            server = Server(*options)
+            again = server.complete(PROMPT)
+            self.assertEqual(again["choices"], alone["choices"])
+            log = server.send(f"/octet/answers/{answer}")[1]
+            self.assertGreater(log.count("delta"), 5)
+            self.assertIn("the server was stopped while it wrote this answer", log)
+            self.assertTrue(log.endswith("data: [DONE]\n\n"), log[-200:])
+            self.assertEqual(server.end(signal.SIGTERM), 0)
+
+    def test_a_cache_on_disk_is_found_again(self):
+        with tempfile.TemporaryDirectory() as folder:
+            server = Server("--cache", folder)
+            first = server.complete(PROMPT)
+            self.assertEqual(server.end(signal.SIGTERM), 0)
+            server = Server("--cache", folder)
+            again = server.complete(PROMPT)
+            self.assertEqual(again["choices"], first["choices"])
+            self.assertGreaterEqual(again["usage"]["prompt_tokens_details"]["cached_tokens"], 64)
+            server.end(signal.SIGTERM)
+
+    def test_pieces_of_a_prompt_and_company_change_no_answer(self):
+        prompts = [f"{i} " + PROMPT[: 40 * i * i + 5] for i in range(6)]
+        server = Server()
+        alone = [server.complete(prompt, max_tokens=16)["choices"] for prompt in prompts]
+        server.end(signal.SIGTERM)
+        server = Server("--chunk", "48", "--kv", "f16", "--max-running", "4")
+        for _ in range(2):  # the second time out of the cache
+            threads = [threading.Thread(target=lambda i=i: together.__setitem__(i, server.complete(prompts[i], max_tokens=16)["choices"])) for i in range(6)]
+            together = {}
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            self.assertEqual([together[i] for i in range(6)], alone)
+        server.end(signal.SIGTERM)
+
+    def test_told_to_stop_it_lets_answers_end(self):
+        server = Server()
+        reader = Reader(server, max_tokens=40)
+        self.assertEqual(server.end(signal.SIGTERM), 0)
+        reader.join()
+        self.assertEqual(reader.text.count('"text":'), 41)
+        self.assertIn("[DONE]", reader.text)
+
+    def test_an_answer_that_takes_too_long_to_end_says_that_it_was_broken_off(self):
+        server = Server("--drain", "0")
+        reader = Reader(server, max_tokens=1500)
+        self.assertEqual(server.end(signal.SIGTERM), 0)
+        reader.join()
+        self.assertFalse('"finish_reason":"' in reader.text)
+
+    def test_keys_are_read_anew(self):
+        with tempfile.NamedTemporaryFile("w") as keys:
+            def write(line):
+                keys.seek(0)
+                keys.truncate()
+                keys.write(line + "\n")
+                keys.flush()
+            write("alice sk-1")
+            server = Server("--api-keys", keys.name)
+            status = lambda key: server.send("/v1/models", key=key)[0]
+            self.assertEqual([status("sk-1"), status("sk-2")], [200, 401])
+            write("bob sk-2 requests-per-minute=1")
+            server.process.send_signal(signal.SIGHUP)
+            while status("sk-2") == 401:
+                time.sleep(0.01)
+            self.assertEqual(status("sk-1"), 401)
+            write("nonsense")
+            server.process.send_signal(signal.SIGHUP)
+            ask = lambda: server.send("/v1/completions", {"prompt": "a", "max_tokens": 1}, "sk-2")[0]
+            self.assertEqual([ask(), ask()], [200, 429])
+            server.end(signal.SIGTERM)
+
+    def test_tls(self):
+        with tempfile.TemporaryDirectory() as folder:
+            chain, key = f"{folder}/chain.pem", f"{folder}/key.pem"
+            made = subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", chain, "-days", "2",
+                                   "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], capture_output=True)
+            if made.returncode != 0:
+                self.skipTest("no openssl to make a certificate")
+            server = Server("--tls-cert", chain, "--tls-key", key)
+            self.assertTrue(server.url.startswith("https://"))
+            import ssl
+            context = ssl.create_default_context(cafile=chain)
+            with urllib.request.urlopen(server.url + "/health", context=context) as answer:
+                self.assertEqual(answer.status, 200)
+            host, port = server.url.removeprefix("https://").split(":")
+            with socket.create_connection((host, int(port))) as plain:
+                plain.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                self.assertNotIn(b"200 OK", plain.recv(200))
+            server.end(signal.SIGTERM)
