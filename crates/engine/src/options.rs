@@ -81,7 +81,7 @@ impl Default for EngineOptions {
             kv_bytes: None,
             max_running: 64,
             max_queue: 1024,
-            step_budget: Duration::from_millis(400),
+            step_budget: Duration::from_millis(300),
             disk_cache: None,
             speculation: true,
         }

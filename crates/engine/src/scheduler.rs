@@ -317,7 +317,9 @@ impl Core {
     /// Makes the prefix cache give up the page that a sequence is about to go on in, which then need not be copied.
     fn forget_last_page(&mut self, index: usize) -> bool {
         let place = self.sequences[index].place.expect("it reserves pages");
-        let last = self.cache.pages_of(place.kv).last().copied();
+        let pages = self.cache.pages_of(place.kv);
+        // A full page is where the sequence stands in the tree, and nothing is written to it any more.
+        let last = pages.last().copied().filter(|_| pages.len() > place.n_indexed);
         last.is_some_and(|page| self.prefixes.forget(&mut self.cache, page))
     }
 }
