@@ -1,21 +1,22 @@
 //! `octet chat`: a conversation in the terminal.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
-use octet_engine::{Flow, Generator, Piece, Prompt, TextStart};
-use octet_model::Nothing;
-use octet_tokenizer::{ChatFormat, Conversation, Message, Role};
-use rustyline::DefaultEditor;
-use rustyline::error::ReadlineError;
+use octet_tokenizer::{Conversation, Message, Role};
 
-use crate::generate::{experts_cost, statistics};
-use crate::model_options::ModelOptions;
+use crate::model_options::RunOptions;
+use crate::remote::Remote;
 use crate::sampling_options::{self, SamplingOptions};
-use crate::stdout;
+use crate::server_options::ServerOptions;
+
+mod lines;
+mod voice;
+
+use lines::Lines;
+use voice::Voice;
 
 /// Talk with a model in the terminal
 ///
@@ -23,8 +24,16 @@ use crate::stdout;
 /// Ctrl-D leaves. /help lists the commands.
 #[derive(clap::Args)]
 pub struct Args {
+    /// Folder or file of the checkpoint, in Mistral's, Hugging Face's or GGUF's layout
+    #[arg(required_unless_present = "server", conflicts_with = "server")]
+    model: Option<PathBuf>,
     #[command(flatten)]
-    model: ModelOptions,
+    server: ServerOptions,
+    /// --server: name of the model there [default: the first that it lists]
+    #[arg(long, value_name = "NAME", requires = "server")]
+    server_model: Option<String>,
+    #[command(flatten)]
+    run: RunOptions,
     /// A system message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -49,12 +58,11 @@ const HELP: &str = "  /system TEXT         set the system message; without TEXT 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     args.sampling.checked()?;
-    let generator = args.model.open()?;
-    let format = ChatFormat::for_tokenizer(generator.tokenizer())?;
+    let voice = args.voice()?;
     let stopped = Arc::new(AtomicBool::new(false));
     let flag = stopped.clone();
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("cannot watch for Ctrl-C")?;
-    let mut chat = Chat { generator, format, conversation: Conversation::default(), sampling: args.sampling, stopped };
+    let mut chat = Chat { voice, conversation: Conversation::default(), sampling: args.sampling, stopped };
     if let Some(system) = args.system {
         chat.set_system(&system);
     }
@@ -77,6 +85,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+impl Args {
+    fn voice(&self) -> anyhow::Result<Voice> {
+        match (self.server.server()?, &self.model) {
+            (Some(server), _) => {
+                let remote = Remote::new(server, self.server_model.clone(), self.run.experts_per_token)?;
+                eprintln!("{} answers.", remote.model);
+                Ok(Voice::Server(remote))
+            }
+            (None, Some(model)) => Voice::own(self.run.open(model)?),
+            (None, None) => bail!("name a model, or a server by --server URL"),
+        }
+    }
+}
+
 #[derive(PartialEq)]
 enum After {
     GoOn,
@@ -84,8 +106,7 @@ enum After {
 }
 
 struct Chat {
-    generator: Generator,
-    format: ChatFormat,
+    voice: Voice,
     conversation: Conversation,
     sampling: SamplingOptions,
     /// Set by Ctrl-C.
@@ -134,7 +155,7 @@ impl Chat {
                 return Ok(format!("Saved to {rest}."));
             }
             "params" if rest.is_empty() => {
-                let experts = ("experts_per_token", self.generator.experts_per_token().to_string());
+                let experts = ("experts_per_token", self.voice.experts());
                 return Ok(sampling_options::list(self.sampling.settings().into_iter().chain([experts])));
             }
             "params" => match rest.split_once(char::is_whitespace) {
@@ -153,9 +174,7 @@ impl Chat {
             "off" => None,
             number => Some(number.parse().with_context(|| format!("experts_per_token takes a number, not {value:?}"))?),
         };
-        self.generator.set_experts_per_token(experts)?;
-        let config = self.generator.model().config();
-        Ok(experts_cost(self.generator.model(), experts.unwrap_or(config.num_experts_per_tok)))
+        self.voice.set_experts(experts)
     }
 
     fn save(&self, file: &str) -> anyhow::Result<()> {
@@ -177,153 +196,9 @@ impl Chat {
     }
 
     fn try_answer(&mut self) -> anyhow::Result<()> {
-        let prompt = self.format.render(&self.conversation)?;
-        let sampling = self.sampling.sampling();
         self.stopped.store(false, Ordering::Relaxed);
-        let mut stream = stdout::Stream::new();
-        let mut watch = |event: Piece<'_>| match stream.push(event.text) {
-            Flow::Continue if self.stopped.load(Ordering::Relaxed) => Flow::Stop,
-            flow => flow,
-        };
-        let stop = self.sampling.stop();
-        let request = Prompt { prompt: &prompt.ids, start: TextStart::Fresh, sampling: &sampling, stop: &stop };
-        let answer = self.generator.generate(&request, &mut Nothing, &mut watch)?;
-        stream.finish()?;
-        eprintln!("{}\n", statistics(&self.generator, &answer, sampling.seed));
-        self.conversation.messages.push(Message::assistant(&answer.text));
+        let answer = self.voice.say(&self.conversation, &self.sampling, &self.stopped)?;
+        self.conversation.messages.push(Message::assistant(answer));
         Ok(())
-    }
-}
-
-/// Where messages come from: an edited line, or a pipe.
-struct Lines {
-    editor: DefaultEditor,
-    history: Option<PathBuf>,
-    interactive: bool,
-}
-
-impl Lines {
-    fn new(history: Option<PathBuf>) -> anyhow::Result<Lines> {
-        let mut editor = DefaultEditor::new().context("cannot read from the terminal")?;
-        let history = match history {
-            Some(none) if none.as_os_str() == "none" => None,
-            Some(file) => Some(file),
-            None => state_folder().map(|folder| folder.join("octet").join("history")),
-        };
-        let interactive = std::io::stdin().is_terminal();
-        if let Some(file) = history.as_ref().filter(|_| interactive) {
-            // No history yet is no error.
-            let _ = editor.load_history(file);
-        }
-        Ok(Lines { editor, history: history.filter(|_| interactive), interactive })
-    }
-
-    /// The next message; `None` at the end of input.
-    fn read(&mut self) -> anyhow::Result<Option<String>> {
-        let mut text = String::new();
-        let mut block = Block::Line;
-        loop {
-            let prompt = match (self.interactive, &block, text.is_empty()) {
-                (false, _, _) => "",
-                (true, Block::Line, true) => "› ",
-                _ => "… ",
-            };
-            let line = match self.editor.readline(prompt) {
-                Ok(line) => line,
-                Err(ReadlineError::Interrupted) => {
-                    (text, block) = (String::new(), Block::Line);
-                    continue;
-                }
-                Err(ReadlineError::Eof) if text.is_empty() => return Ok(None),
-                Err(ReadlineError::Eof) => return Ok(Some(text)),
-                Err(error) => bail!("cannot read from the terminal: {error}"),
-            };
-            match block.take(&line, &mut text) {
-                Block::Done => return Ok(Some(text)),
-                next => block = next,
-            }
-        }
-    }
-
-    fn remember(&mut self, text: &str) {
-        let Some(file) = &self.history else { return };
-        // A history that cannot be written must not end a conversation.
-        let _ = self.editor.add_history_entry(text);
-        let _ = file.parent().map(std::fs::create_dir_all);
-        let _ = self.editor.save_history(file);
-    }
-}
-
-/// How the lines of a message join.
-enum Block {
-    /// One line, or several that end with a backslash.
-    Line,
-    /// Between two `"""`.
-    Quoted,
-    /// The message is complete.
-    Done,
-}
-
-impl Block {
-    /// Adds a line to `text`.
-    fn take(&self, line: &str, text: &mut String) -> Block {
-        const QUOTES: &str = "\"\"\"";
-        match self {
-            Block::Line if text.is_empty() && line.trim_start().starts_with(QUOTES) => {
-                let rest = &line.trim_start()[QUOTES.len()..];
-                Block::Quoted.take(rest, text)
-            }
-            Block::Quoted => match line.split_once(QUOTES) {
-                Some((last, _)) => {
-                    text.push_str(last);
-                    Block::Done
-                }
-                None => {
-                    text.push_str(line);
-                    if !(text.is_empty() && line.is_empty()) {
-                        text.push('\n');
-                    }
-                    Block::Quoted
-                }
-            },
-            _ => match line.strip_suffix('\\') {
-                Some(part) => {
-                    text.push_str(part);
-                    text.push('\n');
-                    Block::Line
-                }
-                None => {
-                    text.push_str(line);
-                    Block::Done
-                }
-            },
-        }
-    }
-}
-
-fn state_folder() -> Option<PathBuf> {
-    let set = std::env::var_os("XDG_STATE_HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
-    set.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local").join("state")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn join(lines: &[&str]) -> Option<String> {
-        let (mut text, mut block) = (String::new(), Block::Line);
-        for line in lines {
-            block = block.take(line, &mut text);
-        }
-        matches!(block, Block::Done).then_some(text)
-    }
-
-    #[test]
-    fn lines_join_by_backslash_and_by_quotes() {
-        assert_eq!(join(&["one"]).as_deref(), Some("one"));
-        assert_eq!(join(&["one \\", "two"]).as_deref(), Some("one \ntwo"));
-        assert_eq!(join(&["\"\"\"", "a", "", "b\"\"\""]).as_deref(), Some("a\n\nb"));
-        assert_eq!(join(&["\"\"\"one line\"\"\""]).as_deref(), Some("one line"));
-        assert_eq!(join(&["open \\"]), None);
     }
 }

@@ -1,10 +1,9 @@
 //! The experts at work, drawn in the terminal: a bar for each expert, in its own colour.
 
-use std::io::IsTerminal;
-
 use octet_model::{Record, Routing};
 
 use crate::format::three_digits;
+use crate::terminal::{Output, Painter};
 
 /// How often each expert of each layer was chosen.
 #[derive(Default)]
@@ -15,16 +14,28 @@ pub struct Choices {
 
 impl Record for Choices {
     fn routing(&mut self, layer: usize, routing: &Routing) {
-        if self.counts.len() <= layer {
-            self.counts.resize_with(layer + 1, Vec::new);
-        }
-        let counts = &mut self.counts[layer];
-        counts.resize(routing.num_experts, 0);
-        routing.experts.iter().for_each(|&e| counts[e as usize] += 1);
+        self.add(layer, routing.num_experts, &routing.experts);
     }
 }
 
 impl Choices {
+    /// Counts choices of a layer.
+    pub fn add(&mut self, layer: usize, num_experts: usize, experts: &[u32]) {
+        if self.counts.len() <= layer {
+            self.counts.resize_with(layer + 1, Vec::new);
+        }
+        let counts = &mut self.counts[layer];
+        counts.resize(num_experts, 0);
+        experts.iter().for_each(|&e| counts[e as usize] += 1);
+    }
+
+    /// The share of a layer's choices that fell on each expert.
+    pub fn shares(&self, layer: usize) -> Vec<f64> {
+        let counts = &self.counts[layer];
+        let total = counts.iter().sum::<u64>().max(1) as f64;
+        counts.iter().map(|&count| count as f64 / total).collect()
+    }
+
     /// One line an expert: its share of all choices, over all layers, with the layer that likes it most.
     ///
     /// ```text
@@ -37,7 +48,7 @@ impl Choices {
         }
         let total: u64 = self.counts.iter().flatten().sum();
         let even = 1.0 / n_experts as f64;
-        let painter = Painter::for_stderr();
+        let painter = Painter::new(Output::Stderr);
         let mut lines = vec![format!(
             "Experts: share of {total} choices in {} layers (even would be {}%)",
             self.counts.len(),
@@ -59,69 +70,33 @@ impl Choices {
     }
 
     fn favourite_layer(&self, expert: usize) -> (usize, f64) {
-        let shares = self.counts.iter().enumerate().map(|(i, layer)| {
-            let total: u64 = layer.iter().sum();
-            (i, layer[expert] as f64 / total.max(1) as f64)
-        });
+        let shares = (0..self.counts.len()).map(|layer| (layer, self.shares(layer)[expert]));
         shares.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((0, 0.0))
     }
 }
 
+/// Shares of several experts in a row, as bars and percent: a bar that is half full is an even share, which a line marks
+/// where the bar is shorter.
+pub fn cells(shares: &[f64], first_expert: usize, even: f64, painter: Painter) -> String {
+    const WIDTH: usize = 4;
+    let cell = |(expert, share): (usize, &f64)| {
+        let bar = bar(share / even / 2.0, WIDTH);
+        let filled = bar.chars().count();
+        let rest = match filled <= WIDTH / 2 {
+            true => format!("{:1$}▏{2:3$}", "", WIDTH / 2 - filled, "", WIDTH / 2 - 1),
+            false => " ".repeat(WIDTH - filled),
+        };
+        let percent = if *share < 0.9995 { format!("{:4.1}", 100.0 * share) } else { " 100".into() };
+        format!("{}{}{percent}", painter.paint(first_expert + expert, &bar), painter.quiet(&rest))
+    };
+    shares.iter().enumerate().map(cell).collect::<Vec<_>>().join(" ")
+}
+
 /// A bar of eighths of a cell; `share` 1.0 fills `width` cells.
-fn bar(share: f64, width: usize) -> String {
+pub fn bar(share: f64, width: usize) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let eighths = (share.clamp(0.0, 1.0) * width as f64 * 8.0).round() as usize;
     "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]
-}
-
-/// The hues of the eight experts: `oklch(0.76 0.13 h)` with h = 25, 65, 105, 150, 195, 240, 285, 335, as sRGB.
-const HUES: [(u8, u8, u8); 8] = [
-    (243, 143, 134),
-    (229, 159, 86),
-    (195, 178, 78),
-    (124, 197, 130),
-    (42, 200, 200),
-    (98, 183, 241),
-    (166, 163, 247),
-    (225, 144, 207),
-];
-
-/// Colours by expert where the terminal shows them.
-pub struct Painter {
-    depth: Depth,
-}
-
-enum Depth {
-    Plain,
-    Colours256,
-    TrueColour,
-}
-
-impl Painter {
-    /// A painter for standard error: no colour in pipes, or where `NO_COLOR` is set.
-    pub fn for_stderr() -> Painter {
-        let plain = !std::io::stderr().is_terminal() || std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-        let true_colour = std::env::var("COLORTERM").is_ok_and(|v| v == "truecolor" || v == "24bit");
-        let depth = match (plain, true_colour) {
-            (true, _) => Depth::Plain,
-            (false, true) => Depth::TrueColour,
-            (false, false) => Depth::Colours256,
-        };
-        Painter { depth }
-    }
-
-    /// `text` in the colour of `expert`.
-    pub fn paint(&self, expert: usize, text: &str) -> String {
-        let (r, g, b) = HUES[expert % HUES.len()];
-        match self.depth {
-            Depth::Plain => text.to_string(),
-            Depth::TrueColour => format!("\x1b[38;2;{r};{g};{b}m{text}\x1b[0m"),
-            Depth::Colours256 => {
-                let [r, g, b] = [r, g, b].map(|c| (c as u32 * 5 + 127) / 255);
-                format!("\x1b[38;5;{}m{text}\x1b[0m", 16 + 36 * r + 6 * g + b)
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -139,6 +114,16 @@ mod tests {
         assert!(drawing.contains("share of 8 choices in 2 layers"));
         assert!(drawing.contains("50.0%   most in layer"), "{drawing}");
         assert!(drawing.contains("25.0%   most in layer 1: 50.0%"), "{drawing}");
+    }
+
+    #[test]
+    fn an_even_share_is_half_a_bar_and_marked_where_the_bar_is_shorter() {
+        let painter = Painter::new(Output::Stderr);
+        if painter.has_colour() {
+            println!("skipped: standard error is a terminal with colours");
+            return;
+        }
+        assert_eq!(cells(&[0.125, 0.0, 0.25, 1.0], 0, 0.125, painter), "██▏ 12.5   ▏  0.0 ████25.0 ████ 100");
     }
 
     #[test]

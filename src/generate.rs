@@ -5,7 +5,7 @@ use std::io::Read;
 use anyhow::{Context, bail};
 use octet_engine::{Answer, Generator, Prompt, StopReason, TextStart};
 use octet_model::{Nothing, Record, Transformer};
-use octet_tokenizer::{ChatFormat, Conversation, Message};
+use octet_tokenizer::{ChatFormat, Conversation, Message, Tokenizer};
 
 use crate::experts_view::Choices;
 use crate::model_options::ModelOptions;
@@ -46,12 +46,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let sampling = args.sampling.checked()?;
     let prompt = read_prompt(args.prompt.as_deref())?;
     let mut generator = args.model.open()?;
-    let ids = prompt_ids(&generator, &args, &prompt)?;
+    let form = if args.is_chat() { Form::Message { system: args.system.as_deref() } } else { Form::Text };
+    let ids = prompt_ids(generator.tokenizer(), form, &prompt)?;
     let mut choices = Choices::default();
     let mut stream = stdout::Stream::new();
     let stop = args.sampling.stop();
     let start = if args.is_chat() { TextStart::Fresh } else { TextStart::Continued };
-    let request = Prompt { prompt: &ids, start, sampling: &sampling, stop: &stop };
+    let request = Prompt { prompt: &ids, start, sampling: &sampling, stop: &stop, logprobs: None };
     let record: &mut dyn Record = if args.experts { &mut choices } else { &mut Nothing };
     let answer = generator.generate(&request, record, &mut |event| stream.push(event.text))?;
     stream.finish()?;
@@ -64,7 +65,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn read_prompt(argument: Option<&str>) -> anyhow::Result<String> {
+/// The prompt that an argument gives, or standard input.
+pub fn read_prompt(argument: Option<&str>) -> anyhow::Result<String> {
     match argument {
         Some(text) if text != "-" => Ok(text.to_string()),
         _ => {
@@ -75,11 +77,21 @@ fn read_prompt(argument: Option<&str>) -> anyhow::Result<String> {
     }
 }
 
-fn prompt_ids(generator: &Generator, args: &Args, prompt: &str) -> anyhow::Result<Vec<u32>> {
-    let tokenizer = generator.tokenizer();
-    if args.is_chat() {
-        let system = args.system.iter().map(Message::system);
-        let messages = system.chain([Message::user(prompt)]).collect();
+/// What a prompt is.
+pub enum Form<'a> {
+    /// A text that is continued.
+    Text,
+    /// A user's message, in the model's own chat format.
+    Message {
+        /// What stands before it.
+        system: Option<&'a str>,
+    },
+}
+
+/// The ids of a prompt. Errors: there is none, or nothing tells the model's chat format.
+pub fn prompt_ids(tokenizer: &Tokenizer, form: Form<'_>, prompt: &str) -> anyhow::Result<Vec<u32>> {
+    if let Form::Message { system } = form {
+        let messages = system.map(Message::system).into_iter().chain([Message::user(prompt)]).collect();
         let conversation = Conversation { messages, ..Default::default() };
         return Ok(ChatFormat::for_tokenizer(tokenizer)?.render(&conversation)?.ids);
     }

@@ -13,7 +13,9 @@ mod chat;
 mod checksums;
 mod compare;
 mod compare_weights;
+mod comparison;
 mod convert;
+mod experts;
 mod experts_view;
 mod finetune;
 mod float_types;
@@ -21,6 +23,7 @@ mod footprint;
 mod format;
 mod generate;
 mod gradients;
+mod http;
 mod importance;
 mod importance_file;
 mod inspect;
@@ -36,12 +39,16 @@ mod progress;
 mod quantize;
 mod random_weights;
 mod recode;
+mod remote;
 mod render;
+mod reply;
 mod sampling_options;
 mod serve;
+mod server_options;
 mod stdout;
 mod synth;
 mod tensor_file;
+mod terminal;
 mod text_tokens;
 mod tokenize;
 mod tokenizer_files;
@@ -65,6 +72,10 @@ enum Command {
     Generate(generate::Args),
     /// Talk with a model in the terminal
     Chat(chat::Args),
+    /// Let two models answer the same prompt, side by side
+    Compare(compare::Args),
+    /// Show which experts work on a text
+    Experts(experts::Args),
     /// Serve models over HTTP, in the words of OpenAI, Mistral, Ollama and Anthropic
     Serve(serve::Args),
     /// Tell what a model is, how large, and whether it fits this machine
@@ -108,6 +119,8 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Compare(args) => compare::run(args),
+        Command::Experts(args) => experts::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Verify(args) => verify::run(args),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use octet_checkpoint::{Checkpoint, ElementType};
-use octet_engine::{AdapterSource, Generator, OpenOptions};
+use octet_engine::{AdapterSource, Engine, EngineOptions, Generator, OpenOptions};
 use octet_kernels::KvType;
 
 use crate::progress::Progress;
@@ -15,6 +15,13 @@ use crate::progress::Progress;
 pub struct ModelOptions {
     /// Folder or file of the checkpoint, in Mistral's, Hugging Face's or GGUF's layout
     pub model: PathBuf,
+    #[command(flatten)]
+    pub run: RunOptions,
+}
+
+/// How a model runs.
+#[derive(clap::Args, Clone)]
+pub struct RunOptions {
     /// Threads [default: as many as this process may use]
     #[arg(short, long)]
     pub threads: Option<usize>,
@@ -42,6 +49,13 @@ pub struct ModelOptions {
 }
 
 impl ModelOptions {
+    /// Opens the model with a progress bar.
+    pub fn open(&self) -> anyhow::Result<Generator> {
+        self.run.open(&self.model)
+    }
+}
+
+impl RunOptions {
     /// The engine's form of these options.
     pub fn open_options(&self) -> anyhow::Result<OpenOptions> {
         for (flag, value) in [("--threads", self.threads), ("--context", self.context), ("--chunk", Some(self.chunk))] {
@@ -67,21 +81,39 @@ impl ModelOptions {
         AdapterSource { name: folder.to_string_lossy().into_owned(), folder: folder.to_path_buf() }
     }
 
-    /// Opens the model with a progress bar.
-    pub fn open(&self) -> anyhow::Result<Generator> {
+    /// Opens the model at `path` with a progress bar.
+    pub fn open(&self, path: &Path) -> anyhow::Result<Generator> {
         let options = self.open_options()?;
-        let cannot = || format!("cannot open {}", self.model.display());
-        let checkpoint = Arc::new(Checkpoint::open(&self.model).with_context(cannot)?);
-        if !self.load_anyway {
-            crate::plan::check_fits(&checkpoint, &options)?;
-        }
+        let checkpoint = self.checkpoint(path)?;
         let progress = Progress::new("loading");
         let mut generator = Generator::load(checkpoint, &options, Some(&mut |done, total| progress.at(done, total)))
-            .with_context(cannot)?;
+            .with_context(|| cannot_open(path))?;
         progress.finish();
         generator.set_adapter(options.adapters.first().map(|adapter| adapter.name.as_str()))?;
         Ok(generator)
     }
+
+    /// The checkpoint at `path`, of which no weights are read yet. Errors: it is none, or will not fit in memory.
+    pub fn checkpoint(&self, path: &Path) -> anyhow::Result<Arc<Checkpoint>> {
+        let checkpoint = Arc::new(Checkpoint::open(path).with_context(|| cannot_open(path))?);
+        if !self.load_anyway {
+            crate::plan::check_fits(&checkpoint, &self.open_options()?)?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// A model on a thread of its own, as `engine` says, with a progress bar.
+    pub fn engine(&self, checkpoint: Arc<Checkpoint>, engine: EngineOptions) -> anyhow::Result<Engine> {
+        let cannot = cannot_open(checkpoint.path());
+        let progress = Progress::new("loading");
+        let engine = Engine::load(checkpoint, &engine, Some(&mut |done, total| progress.at(done, total)));
+        progress.finish();
+        engine.context(cannot)
+    }
+}
+
+fn cannot_open(path: &Path) -> String {
+    format!("cannot open {}", path.display())
 }
 
 /// Reads the type of a KV cache.

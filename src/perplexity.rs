@@ -48,7 +48,7 @@ struct Report {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let options = args.model.open_options()?;
+    let options = args.model.run.open_options()?;
     let cannot = || format!("cannot read {}", args.file.display());
     let text = std::fs::read_to_string(&args.file).with_context(cannot)?;
     let generator = args.model.open()?;

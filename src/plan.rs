@@ -1,6 +1,8 @@
 //! `octet plan`: memory and speed before loading, and the check that every command makes before it loads a model.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::bail;
@@ -10,12 +12,14 @@ use octet_engine::OpenOptions;
 use octet_kernels::limits::read_bandwidth;
 use octet_kernels::{Activations, KvType, PackedMatrix, Product, Reads, ThreadPool, matmul};
 use serde::Serialize;
+use serde_json::json;
 
 use crate::footprint::{self, Footprint, Use};
 use crate::format;
 use crate::machine::{self, Memory};
 use crate::model_options::kv_type;
 use crate::stdout;
+use crate::synth::shape_names;
 
 /// Context that a model has to have at least, for anything useful.
 const LEAST_CONTEXT: usize = 2048;
@@ -95,11 +99,12 @@ struct Speed {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let is_json = args.json;
     let read = footprint::read(&args.model)?;
-    let report = report(args, read);
+    let report = report(args, read, Measured::of);
     if is_json { stdout::print_json(&report) } else { stdout::print(&describe(&report)) }
 }
 
-/// The same for a request in JSON: `model` is a path or a shape's name, such as mixtral-8x7b, the others as on the command line.
+/// The same for a request in JSON: `model` is a path or a shape's name, such as mixtral-8x7b, the others as on the command
+/// line. Without a request, what can be asked for.
 ///
 /// # Errors
 /// A field that is wrong, or a model that cannot be read.
@@ -112,6 +117,10 @@ pub fn report_of(request: serde_json::Value) -> anyhow::Result<serde_json::Value
         context: Option<u32>,
         kv: Option<String>,
         users: Option<u32>,
+    }
+    if request.is_null() {
+        let mixes: Vec<&str> = Mix::all().map(Mix::name).collect();
+        return Ok(json!({"shapes": shape_names(), "mixes": mixes, "kv": ["f16", "q8_0", "f32"]}));
     }
     let asked: Asked = serde_json::from_value(request)?;
     let wrong = anyhow::Error::msg;
@@ -128,10 +137,10 @@ pub fn report_of(request: serde_json::Value) -> anyhow::Result<serde_json::Value
         Some(params) => (params, None),
         None => footprint::read(&args.model)?,
     };
-    Ok(serde_json::to_value(report(args, read))?)
+    Ok(serde_json::to_value(report(args, read, measured_once))?)
 }
 
-fn report(args: Args, (params, checkpoint): (Params, Option<Checkpoint>)) -> Report {
+fn report(args: Args, (params, checkpoint): (Params, Option<Checkpoint>), measure: Measure) -> Report {
     let stored = |name| checkpoint.as_ref().and_then(|c| c.find(name)).map_or(ElementType::BF16, |t| t.element_type());
     let element_type = |name| args.quantize.map_or_else(|| stored(name), |mix| mix.element_type(name, &params));
     let threads = args.threads.map_or_else(octet_kernels::cpu::available_threads, usize::from);
@@ -150,7 +159,7 @@ fn report(args: Args, (params, checkpoint): (Params, Option<Checkpoint>)) -> Rep
         threads,
         memory,
         fit: fit(&params, element_type, &usage, memory),
-        speed: speed(&params, element_type, &usage, &ThreadPool::new(threads)),
+        speed: speed(&params, element_type, &usage, |kind, dim| measure(threads, kind, dim)),
     }
 }
 
@@ -230,10 +239,38 @@ fn longest_context(
     ((free / per_token) as usize).min(usage.context) / 64 * 64
 }
 
-fn speed(params: &Params, element_type: impl Fn(TensorName) -> ElementType, usage: &Use, pool: &ThreadPool) -> Speed {
-    let read_bandwidth = read_bandwidth(pool, 3);
+/// What this machine was measured to do.
+#[derive(Clone, Copy)]
+struct Measured {
+    read_bandwidth: f64,
+    multiply_adds: f64,
+}
+
+/// Measures with so many threads, for weights of a type in rows of a length.
+type Measure = fn(usize, ElementType, usize) -> Measured;
+
+impl Measured {
+    fn of(threads: usize, kind: ElementType, dim: usize) -> Measured {
+        let pool = ThreadPool::new(threads);
+        Measured { read_bandwidth: read_bandwidth(&pool, 3), multiply_adds: multiply_adds(&pool, kind, dim) }
+    }
+}
+
+/// The same, remembered: a server that answers has better to do than to measure at every question.
+fn measured_once(threads: usize, kind: ElementType, dim: usize) -> Measured {
+    static KNOWN: Mutex<BTreeMap<(usize, ElementType, usize), Measured>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    *known.entry((threads, kind, dim)).or_insert_with(|| Measured::of(threads, kind, dim))
+}
+
+fn speed(
+    params: &Params,
+    element_type: impl Fn(TensorName) -> ElementType,
+    usage: &Use,
+    measure: impl Fn(ElementType, usize) -> Measured,
+) -> Speed {
     let expert = element_type(TensorName::Layer(0, LayerTensor::Expert(0, ExpertMatrix::W1)));
-    let multiply_adds = multiply_adds(pool, expert, params.dim);
+    let Measured { read_bandwidth, multiply_adds } = measure(expert, params.dim);
     let active_bytes = footprint::active_bytes(params, &element_type, 1);
     let step_bytes = footprint::active_bytes(params, &element_type, usage.users)
         + (usage.users * usage.context / 2) as u64 * footprint::kv_bytes_per_token(params, usage.kv);

@@ -10,7 +10,7 @@ use octet_checkpoint::write::{self, NewTensor, Outline, Plan, outlines};
 use octet_checkpoint::{Checkpoint, ElementType, ExpertMatrix, LayerTensor, Layout, TensorName};
 
 use crate::calibrate::{self, MAX_TOKENS};
-use crate::compare::CompareOptions;
+use crate::comparison::CompareOptions;
 use crate::format;
 use crate::importance::{Importance, MIN_TOKENS};
 use crate::output::{self, OutputOptions};

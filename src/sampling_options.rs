@@ -2,6 +2,10 @@
 
 use anyhow::bail;
 use octet_engine::{Sampling, Stop};
+use serde_json::{Map, Value, json};
+
+/// Last tokens that penalties look at where nobody says how many.
+const WINDOW: usize = 256;
 
 /// How tokens are chosen, and when an answer ends.
 #[derive(clap::Args, Clone)]
@@ -28,7 +32,7 @@ pub struct SamplingOptions {
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub frequency_penalty: f32,
     /// Last tokens that the penalties look at
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = WINDOW)]
     pub penalty_window: usize,
     /// Add to the logit of a token; ID=-inf forbids it. May be repeated
     #[arg(long, value_name = "ID=BIAS", value_parser = bias)]
@@ -70,6 +74,33 @@ impl SamplingOptions {
             anyhow::anyhow!("--{} {rest}", name.replace('_', "-"))
         })?;
         Ok(sampling)
+    }
+
+    /// The fields by which OpenAI's API, and the servers that extend it, take these settings; what has no effect is left
+    /// out, since not every server knows every field.
+    ///
+    /// Errors: a setting that no server takes.
+    pub fn for_server(&self) -> anyhow::Result<Map<String, Value>> {
+        if self.penalty_window != WINDOW {
+            bail!("penalty_window cannot be set on a server; leave it at {WINDOW}");
+        }
+        // OpenAI's least bias stands for a ban.
+        let bias = self.logit_bias.iter().map(|&(id, bias)| (id.to_string(), json!(bias.max(-100.0))));
+        let bias: Map<String, Value> = bias.collect();
+        let fields = [
+            ("temperature", Some(number(self.temperature))),
+            ("top_k", self.top_k.map(|k| json!(k))),
+            ("top_p", (self.top_p != 1.0).then(|| number(self.top_p))),
+            ("min_p", (self.min_p != 0.0).then(|| number(self.min_p))),
+            ("repetition_penalty", (self.repetition_penalty != 1.0).then(|| number(self.repetition_penalty))),
+            ("presence_penalty", (self.presence_penalty != 0.0).then(|| number(self.presence_penalty))),
+            ("frequency_penalty", (self.frequency_penalty != 0.0).then(|| number(self.frequency_penalty))),
+            ("logit_bias", (!bias.is_empty()).then_some(Value::Object(bias))),
+            ("seed", self.seed.map(|seed| json!(seed))),
+            ("stop", (!self.stop.is_empty()).then(|| json!(self.stop))),
+            ("max_tokens", self.max_tokens.map(|n| json!(n))),
+        ];
+        Ok(fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect())
     }
 
     /// When answers end.
@@ -129,6 +160,11 @@ impl SamplingOptions {
 pub fn list(settings: impl IntoIterator<Item = (&'static str, String)>) -> String {
     let lines = settings.into_iter().map(|(name, value)| format!("  {name:<20} {value}"));
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A number as it was typed: 0.7 and not 0.699999988.
+fn number(value: f32) -> Value {
+    json!(value.to_string().parse::<f64>().unwrap_or(f64::from(value)))
 }
 
 fn clock_seed() -> u64 {

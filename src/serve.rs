@@ -14,8 +14,7 @@ use octet_kernels::KvType;
 use octet_server::{AdapterOption, EngineHandle, Facts, Limits, Loaded, Loader, Options, Planner};
 
 use crate::footprint;
-use crate::model_options::{ModelOptions, kv_type, quantized_type};
-use crate::progress::Progress;
+use crate::model_options::{RunOptions, kv_type, quantized_type};
 
 /// Serve models over HTTP, in the words of OpenAI, Mistral, Ollama and Anthropic
 ///
@@ -214,17 +213,8 @@ fn loader(args: &Args) -> Loader {
     let (cache, cache_bytes, speculation) = (args.cache.clone(), args.cache_size << 20, !args.no_speculation);
     let step_budget = Duration::from_millis(args.step_budget);
     Arc::new(move |path: &Path, adapters: &[AdapterOption]| {
-        let options = ModelOptions {
-            model: path.into(),
-            threads,
-            context,
-            kv,
-            quantize,
-            chunk,
-            experts_per_token: None,
-            adapter: None,
-            load_anyway,
-        };
+        let options =
+            RunOptions { threads, context, kv, quantize, chunk, experts_per_token: None, adapter: None, load_anyway };
         let disk_cache = cache.as_ref().map(|folder| DiskCacheOptions {
             folder: folder.join(path.file_name().unwrap_or_default()),
             bytes: cache_bytes,
@@ -238,33 +228,30 @@ fn loader(args: &Args) -> Loader {
             step_budget,
             ..Default::default()
         };
-        load(&options, adapters, engine).map_err(|error| format!("{error:#}"))
+        load(path, &options, adapters, engine).map_err(|error| format!("{error:#}"))
     })
 }
 
-fn load(options: &ModelOptions, adapters: &[AdapterOption], engine: EngineOptions) -> anyhow::Result<Loaded> {
-    let cannot = || format!("cannot open {}", options.model.display());
+fn load(
+    path: &Path,
+    options: &RunOptions,
+    adapters: &[AdapterOption],
+    engine: EngineOptions,
+) -> anyhow::Result<Loaded> {
     let source = |adapter: &AdapterOption| AdapterSource { name: adapter.name.clone(), folder: adapter.folder.clone() };
     let open = OpenOptions { adapters: adapters.iter().map(source).collect(), ..options.open_options()? };
-    let checkpoint = Arc::new(Checkpoint::open(&options.model).with_context(cannot)?);
-    if !options.load_anyway {
-        crate::plan::check_fits(&checkpoint, &open)?;
-    }
-    let progress = Progress::new("loading");
-    let engine = EngineOptions { open, ..engine };
-    let engine = Engine::load(checkpoint.clone(), &engine, Some(&mut |done, total| progress.at(done, total)));
-    let engine = engine.with_context(cannot)?;
-    progress.finish();
-    let facts = facts(&checkpoint, &engine, options);
+    let checkpoint = options.checkpoint(path)?;
+    let engine = options.engine(checkpoint.clone(), EngineOptions { open, ..engine })?;
+    let facts = facts(path, &checkpoint, &engine, options);
     let tokenizer = engine.tokenizer().clone();
     Ok(Loaded { facts, tokenizer, engine: EngineHandle::new(engine) })
 }
 
-fn facts(checkpoint: &Checkpoint, engine: &Engine, options: &ModelOptions) -> Facts {
+fn facts(path: &Path, checkpoint: &Checkpoint, engine: &Engine, options: &RunOptions) -> Facts {
     let (params, info) = (checkpoint.params(), engine.model());
     let types = footprint::types_of(checkpoint, options.quantize);
     Facts {
-        path: options.model.clone(),
+        path: path.into(),
         file_bytes: footprint::file_bytes(params, footprint::types_of(checkpoint, None)),
         weights_bytes: info.weights_bytes as u64,
         parameters: params.n_parameters(),

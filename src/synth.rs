@@ -148,14 +148,19 @@ impl Shape {
     }
 }
 
+/// Names of the known models.
+pub fn shape_names() -> [&'static str; SHAPES.len()] {
+    SHAPES.map(|shape| shape.name)
+}
+
 /// The shape of a known model; `None` for other names.
 pub fn params_of(name: &str) -> Option<Params> {
     shape(name).ok().map(|shape| shape.params())
 }
 
 fn shape(name: &str) -> Result<Shape, String> {
-    let names = || SHAPES.map(|shape| shape.name).join(", ");
-    SHAPES.into_iter().find(|shape| shape.name == name).ok_or_else(|| format!("there are {}", names()))
+    let none = || format!("there are {}", shape_names().join(", "));
+    SHAPES.into_iter().find(|shape| shape.name == name).ok_or_else(none)
 }
 
 /// Encoded random weights of each type that is needed.

@@ -18,6 +18,8 @@ const MAX_TEXT_BYTES: u64 = 1 << 30;
 pub struct TextTokens {
     /// Of at most [`CHUNK_TOKENS`] each, and none empty.
     pub chunks: Vec<Vec<u32>>,
+    /// Tokens at the beginning of each chunk that are not of the text: BOS, where the model begins texts so.
+    pub n_lead: usize,
 }
 
 impl TextTokens {
@@ -32,15 +34,21 @@ impl TextTokens {
         let bytes = std::fs::read(text).with_context(cannot)?;
         let tokenizer =
             Tokenizer::of_checkpoint(checkpoint).with_context(|| format!("{flag} needs the model's tokenizer"))?;
-        let mut ids = tokenizer.encode(&String::from_utf8_lossy(&bytes));
-        ids.truncate(max_tokens);
-        if ids.is_empty() {
-            bail!("{}: is an empty text; there is nothing to learn from it", text.display());
+        match TextTokens::of(&tokenizer, &String::from_utf8_lossy(&bytes), max_tokens) {
+            Some(tokens) => Ok(tokens),
+            None => bail!("{}: is an empty text; there is nothing to learn from it", text.display()),
         }
+    }
+
+    /// At most `max_tokens` of a text; `None` if it has none.
+    pub fn of(tokenizer: &Tokenizer, text: &str, max_tokens: usize) -> Option<TextTokens> {
+        let mut ids = tokenizer.encode(text);
+        ids.truncate(max_tokens);
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-        let of_text = CHUNK_TOKENS - usize::from(bos.is_some());
+        let n_lead = usize::from(bos.is_some());
         let chunk = |ids: &[u32]| bos.into_iter().chain(ids.iter().copied()).collect();
-        Ok(TextTokens { chunks: ids.chunks(of_text).map(chunk).collect() })
+        let chunks: Vec<Vec<u32>> = ids.chunks(CHUNK_TOKENS - n_lead).map(chunk).collect();
+        (!chunks.is_empty()).then_some(TextTokens { chunks, n_lead })
     }
 }
 

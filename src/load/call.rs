@@ -1,15 +1,13 @@
-//! One request: plain HTTP/1.1 over a socket of its own, the answer as it comes.
+//! One request: the answer as it comes, and when.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
 use serde_json::Value;
 
-/// Longer than any answer should take; a server that says nothing for so long has failed.
-const SILENCE: Duration = Duration::from_secs(600);
+use crate::http::{self, Server};
+
 /// How long a client reads no answer before it hangs up during its prompt.
 const BEFORE_FIRST: Duration = Duration::from_millis(500);
 
@@ -43,11 +41,7 @@ pub enum HangUp<'a> {
 }
 
 /// Where requests go.
-pub struct Call {
-    host: String,
-    path: String,
-    key: String,
-}
+pub struct Call(Server);
 
 impl Call {
     /// A server at `http://HOST:PORT`, perhaps with a path.
@@ -55,14 +49,7 @@ impl Call {
     /// # Errors
     /// Another scheme.
     pub fn new(server: &str, key: &str) -> anyhow::Result<Call> {
-        let Some(rest) = server.strip_prefix("http://") else {
-            bail!("--server {server}: it has to begin with http://");
-        };
-        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let host = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
-        let path = format!("/{path}");
-        let path = format!("{}/v1/completions", path.trim_end_matches('/').trim_end_matches("/v1"));
-        Ok(Call { host, path, key: key.into() })
+        Server::new(server, key).map(Call)
     }
 
     /// Sends a body and reads the answer; every failure is a result.
@@ -83,30 +70,31 @@ impl Call {
     }
 
     fn exchange(&self, body: &str, record: &mut Record, hang_up: HangUp<'_>) -> anyhow::Result<Outcome> {
-        let address = self.host.to_socket_addrs().ok().and_then(|mut all| all.next());
-        let address = address.with_context(|| format!("there is no host {}", self.host))?;
-        let mut stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {}", self.host))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(SILENCE))?;
-        let (host, path, key, length) = (&self.host, &self.path, &self.key, body.len());
-        stream.write_all(
-            format!(
-                "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nAuthorization: Bearer {key}\r\n\
-                 Accept: text/event-stream\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-            )
-            .as_bytes(),
-        )?;
+        let mut sent = self.0.post("/v1/completions", body)?;
         if matches!(hang_up, HangUp::After(0)) {
-            stream.set_read_timeout(Some(BEFORE_FIRST))?;
+            sent.0.set_read_timeout(Some(BEFORE_FIRST))?;
             // Whether something came or not, the client is gone afterwards.
-            let _ = stream.read(&mut [0]);
+            let _ = sent.0.read(&mut [0]);
             return Ok(Outcome::HungUp);
         }
-        let mut reader = BufReader::new(stream);
-        let is_chunked = read_head(&mut reader)?;
-        let body: Box<dyn BufRead> =
-            if is_chunked { Box::new(BufReader::new(Chunks::new(reader))) } else { Box::new(reader) };
-        read_events(body, record, hang_up)
+        for event in http::events(sent.answer(None)?) {
+            let (event, now) = (event?, Instant::now());
+            count(&event, record);
+            let has_text =
+                event["choices"].as_array().is_some_and(|all| all.iter().any(|c| c["text"].as_str() > Some("")));
+            if !has_text {
+                continue;
+            }
+            record.times.push(now);
+            match hang_up {
+                HangUp::After(n) if record.times.len() >= n => return Ok(Outcome::HungUp),
+                HangUp::Watch(streaming) if record.times.len() == 8 => {
+                    streaming.fetch_add(1, Ordering::Relaxed);
+                }
+                _ => {}
+            }
+        }
+        Ok(Outcome::Whole)
     }
 }
 
@@ -115,119 +103,11 @@ enum Outcome {
     HungUp,
 }
 
-/// Reads status and headers; gives whether the body comes in chunks.
-fn read_head(reader: &mut BufReader<TcpStream>) -> anyhow::Result<bool> {
-    let mut line = String::new();
-    reader.read_line(&mut line)?;
-    let status = line.split(' ').nth(1).unwrap_or_default().to_owned();
-    let mut is_chunked = false;
-    loop {
-        let mut header = String::new();
-        if reader.read_line(&mut header)? == 0 || header.trim().is_empty() {
-            break;
-        }
-        let header = header.to_ascii_lowercase();
-        is_chunked |= header.starts_with("transfer-encoding:") && header.contains("chunked");
-    }
-    if status != "200" {
-        let mut text = String::new();
-        // The words are a help, not a need.
-        let _ = reader.by_ref().take(500).read_to_string(&mut text);
-        bail!("HTTP {status}: {}", text.trim());
-    }
-    Ok(is_chunked)
-}
-
-fn read_events(body: Box<dyn BufRead>, record: &mut Record, hang_up: HangUp<'_>) -> anyhow::Result<Outcome> {
-    for line in body.lines() {
-        let line = line.context("the stream broke off")?;
-        let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
-        if data == "[DONE]" {
-            return Ok(Outcome::Whole);
-        }
-        let now = Instant::now();
-        let event: Value = serde_json::from_str(data).context("an event is not JSON")?;
-        if let Some(error) = event.get("error") {
-            bail!("{error}");
-        }
-        count(&event, record);
-        let has_text = event["choices"].as_array().is_some_and(|all| all.iter().any(|c| c["text"].as_str() > Some("")));
-        if !has_text {
-            continue;
-        }
-        record.times.push(now);
-        match hang_up {
-            HangUp::After(n) if record.times.len() >= n => return Ok(Outcome::HungUp),
-            HangUp::Watch(streaming) if record.times.len() == 8 => {
-                streaming.fetch_add(1, Ordering::Relaxed);
-            }
-            _ => {}
-        }
-    }
-    bail!("the stream ended without [DONE]")
-}
-
 fn count(event: &Value, record: &mut Record) {
     let number = |place: &str| event.pointer(place).and_then(Value::as_u64).unwrap_or(0) as usize;
     if event["usage"].is_object() {
         record.tokens = number("/usage/completion_tokens");
         record.prompt_tokens = number("/usage/prompt_tokens");
         record.cached_tokens = number("/usage/prompt_tokens_details/cached_tokens");
-    }
-}
-
-/// The bytes of a chunked body.
-struct Chunks<R> {
-    inner: R,
-    left: usize,
-}
-
-impl<R: BufRead> Chunks<R> {
-    fn new(inner: R) -> Chunks<R> {
-        Chunks { inner, left: 0 }
-    }
-}
-
-impl<R: BufRead> Read for Chunks<R> {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let mut line = String::new();
-        while self.left == 0 {
-            line.clear();
-            if self.inner.read_line(&mut line)? == 0 {
-                return Ok(0);
-            }
-            let size = line.trim().split(';').next().unwrap_or_default();
-            if size.is_empty() {
-                continue;
-            }
-            self.left = usize::from_str_radix(size, 16).map_err(std::io::Error::other)?;
-            if self.left == 0 {
-                return Ok(0);
-            }
-        }
-        let n = self.left.min(out.len());
-        let n = self.inner.read(&mut out[..n])?;
-        self.left -= n;
-        Ok(n)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_are_joined() {
-        let mut text = String::new();
-        Chunks::new(&b"5\r\nhello\r\n7;x=1\r\n, world\r\n0\r\n\r\n"[..]).read_to_string(&mut text).unwrap();
-        assert_eq!(text, "hello, world");
-    }
-
-    #[test]
-    fn addresses_may_have_a_path() {
-        let path = |server| Call::new(server, "").unwrap().path;
-        assert_eq!(path("http://a:1"), "/v1/completions");
-        assert_eq!(path("http://a:1/x/v1/"), "/x/v1/completions");
-        assert!(Call::new("https://a", "").is_err());
     }
 }

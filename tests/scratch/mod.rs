@@ -108,6 +108,42 @@ pub fn octet_reading<'a>(input: &str, arguments: impl IntoIterator<Item = &'a st
     Outcome { arguments: arguments.join(" "), output: child.wait_with_output().unwrap() }
 }
 
+/// A server of its own port, which goes when the test ends.
+pub struct Serving {
+    /// Where it is.
+    pub url: String,
+    child: std::process::Child,
+}
+
+impl Serving {
+    /// Serves models; returns once it answers.
+    pub fn new(models: &[&str], options: &[&str]) -> Serving {
+        use std::io::{BufRead, BufReader};
+        let mut command = Command::new(env!("CARGO_BIN_EXE_octet"));
+        command.arg("serve").args(models).args(["--port", "0", "--threads", "2"]).args(options);
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut told = String::new();
+        let url = loop {
+            let line = lines.next().unwrap_or_else(|| panic!("the server ended: {told}")).unwrap();
+            if let Some((_, url)) = line.split_once("octet serves at ") {
+                break url.to_owned();
+            }
+            told += &line;
+        };
+        // A full pipe would stop the server at its next line of log.
+        std::thread::spawn(move || lines.for_each(drop));
+        Serving { url, child }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
 /// What a run printed and how it ended.
 pub struct Outcome {
     pub arguments: String,

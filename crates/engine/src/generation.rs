@@ -11,7 +11,7 @@ use octet_model::{AdapterId, Record, Transformer};
 use octet_tokenizer::Tokenizer;
 
 use crate::core::Core;
-use crate::{EngineOptions, Error, Event, Flow, OpenOptions, Request, Sampling, Stop, StopReason, TextStart};
+use crate::{EngineOptions, Error, Event, Flow, Logprobs, OpenOptions, Request, Sampling, Stop, StopReason, TextStart};
 
 /// A model with its tokenizer and one answer at a time.
 ///
@@ -33,6 +33,8 @@ pub struct Prompt<'a> {
     pub sampling: &'a Sampling,
     /// When the answer ends.
     pub stop: &'a Stop,
+    /// As [`Request::logprobs`].
+    pub logprobs: Option<usize>,
 }
 
 /// A piece of an answer.
@@ -52,6 +54,8 @@ pub struct Answer {
     pub tokens: Vec<u32>,
     /// Their text, without a stop string.
     pub text: String,
+    /// How likely each was, if asked for.
+    pub logprobs: Vec<Logprobs>,
     /// Why it ended.
     pub reason: StopReason,
     /// Tokens of the prompt.
@@ -169,6 +173,7 @@ impl Generator {
         let mut request = Request::new(prompt.prompt.to_vec(), prompt.start);
         request.adapter.clone_from(&self.adapter);
         (request.sampling, request.stop) = (prompt.sampling.clone(), prompt.stop.clone());
+        request.logprobs = prompt.logprobs;
         let (sender, events) = mpsc::channel();
         let sink = move |event| if sender.send(event).is_ok() { Flow::Continue } else { Flow::Stop };
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -196,6 +201,7 @@ impl Draft {
         let answer = Answer {
             tokens: Vec::new(),
             text: String::new(),
+            logprobs: Vec::new(),
             reason: StopReason::Cancelled,
             prompt_tokens,
             cached_tokens: 0,
@@ -218,11 +224,12 @@ impl Draft {
             let answer = &mut self.answer;
             match event {
                 Event::PromptProgress { done, total } => show("", None, (done, total)),
-                Event::Token { id, text, .. } => {
+                Event::Token { id, text, logprobs, .. } => {
                     if answer.tokens.is_empty() {
                         answer.prompt_time = self.start.elapsed();
                     }
                     answer.tokens.push(id);
+                    answer.logprobs.extend(logprobs);
                     answer.text.push_str(&text);
                     show(&text, Some(id), whole);
                 }

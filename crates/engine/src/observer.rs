@@ -30,6 +30,19 @@ pub(crate) struct Observer {
     pub(crate) hidden: Vec<f32>,
     /// Whose pass it is: once all of them have ended it is given up. Empty for a pass that is too short to bother.
     pub(crate) jobs: Vec<Arc<Job>>,
+    /// The sequences of the pass that is about to run.
+    pub(crate) neighbours: Vec<Neighbours>,
+}
+
+/// Rows of one sequence in a pass, whose choices are held against those of the tokens before them.
+#[derive(Default)]
+pub(crate) struct Neighbours {
+    pub(crate) first_row: usize,
+    pub(crate) n_tokens: usize,
+    /// Whether `tail` is of the token just before.
+    pub(crate) has_tail: bool,
+    /// Choices of the last token that was computed, `[layers, per_token]`.
+    pub(crate) tail: Vec<u32>,
 }
 
 impl Observer {
@@ -45,6 +58,7 @@ impl Observer {
             per_token: 0,
             hidden: Vec::new(),
             jobs: Vec::new(),
+            neighbours: Vec::new(),
         }
     }
 }
@@ -91,6 +105,40 @@ impl Observer {
         Routed { choice, first_position, n_tokens, per_token: k, experts, weights }
     }
 
+    /// Counts how often a token has the same experts in a layer as the one before it: a few comparisons a token, beside
+    /// millions of multiplications.
+    fn compare_neighbours(&mut self, layer: usize, routing: &Routing) {
+        let (k, length) = (routing.per_token, self.n_layers * routing.per_token);
+        let (mut first, mut any, mut pairs) = (0, 0, 0);
+        for of in &mut self.neighbours {
+            of.has_tail &= of.tail.len() == length;
+            of.tail.resize(length, 0);
+            let tail = &mut of.tail[layer * k..][..k];
+            let mut compare = |a: &[u32], b: &[u32]| {
+                pairs += 1;
+                first += usize::from(a[0] == b[0]);
+                any += usize::from(a.iter().any(|expert| b.contains(expert)));
+            };
+            let mut before = None;
+            for chosen in routing.experts[of.first_row * k..].chunks_exact(k).take(of.n_tokens) {
+                match before.replace(chosen) {
+                    Some(before) => compare(before, chosen),
+                    None if of.has_tail => compare(tail, chosen),
+                    None => {}
+                }
+            }
+            if let Some(last) = before {
+                tail.copy_from_slice(last);
+            }
+        }
+        let counters = &self.counters;
+        add(&counters.repeats_first[layer], first);
+        add(&counters.repeats_any[layer], any);
+        if layer == 0 {
+            add(&counters.neighbours, pairs);
+        }
+    }
+
     /// Adds up hidden states, and tells the result at the prompt's end.
     fn pool(&self, sequence: &mut Sequence, pooling: Pooling, part: Part) {
         let (sum, n) = &mut sequence.hidden;
@@ -127,6 +175,9 @@ impl Record for Observer {
     fn routing(&mut self, layer: usize, routing: &Routing) {
         let counts = &self.counters.experts[layer * routing.num_experts..][..routing.num_experts];
         routing.experts.iter().for_each(|&expert| add(&counts[expert as usize], 1));
+        if routing.num_experts > 1 {
+            self.compare_neighbours(layer, routing);
+        }
         if self.wants_routing {
             self.per_token = routing.per_token;
             self.experts[layer].clone_from(&routing.experts);

@@ -6,7 +6,7 @@ use octet_model::{Logits, Record};
 
 use crate::core::Core;
 use crate::masks::Masks;
-use crate::observer::{Both, Part};
+use crate::observer::{Both, Neighbours, Part};
 use crate::scheduler::Slot;
 use crate::sequence::{Place, Sequence};
 use crate::stats::{Counters, add};
@@ -47,8 +47,10 @@ impl Core {
     fn fill_batch(&mut self) {
         self.batch.clear();
         (self.observer.wants_routing, self.observer.wants_hidden) = (false, false);
+        self.observer.neighbours.clear();
+        let mut first_row = 0;
         for slot in &self.slots {
-            let sequence = &self.sequences[slot.sequence];
+            let sequence = &mut self.sequences[slot.sequence];
             let request = &sequence.job.request;
             let kv = sequence.place.expect("who runs has a place").kv;
             let from = self.cache.len(kv);
@@ -60,6 +62,11 @@ impl Core {
             self.batch.experts_per_token = variant.map(|v| v.experts_per_token);
             self.observer.wants_routing |= request.record_routing;
             self.observer.wants_hidden |= request.hidden.is_some();
+            // Of guesses nobody knows yet whether they follow each other.
+            let n_tokens = if slot.guesses > 0 { 0 } else { slot.n_tokens };
+            let (position, tail) = std::mem::take(&mut sequence.tail);
+            self.observer.neighbours.push(Neighbours { first_row, n_tokens, has_tail: position == from, tail });
+            first_row += slot.n_tokens;
         }
         if self.slots.iter().any(|slot| slot.reads) {
             self.observer.jobs.extend(self.slots.iter().map(|slot| self.sequences[slot.sequence].job.clone()));
@@ -72,6 +79,7 @@ impl Core {
         let (mut first_row, mut rest) = (0, logits);
         for i in 0..self.slots.len() {
             let slot = self.slots[i];
+            self.keep_tail(i, slot);
             let n_rows = match slot.logits {
                 Logits::None => 0,
                 Logits::Last => 1,
@@ -85,6 +93,14 @@ impl Core {
             }
             (first_row, rest) = (first_row + slot.n_tokens, after);
         }
+    }
+
+    /// Gives the choices of its last token back to a sequence.
+    fn keep_tail(&mut self, index: usize, slot: Slot) {
+        let sequence = &mut self.sequences[slot.sequence];
+        let next = sequence.place.map_or(0, |place| self.cache.len(place.kv));
+        let position = if slot.guesses > 0 { usize::MAX } else { next };
+        sequence.tail = (position, std::mem::take(&mut self.observer.neighbours[index].tail));
     }
 
     fn settle_one(&mut self, slot: Slot, first_row: usize, logits: &[f32]) {

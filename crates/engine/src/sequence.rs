@@ -33,6 +33,8 @@ pub(crate) struct Sequence {
     pub(crate) reported: usize,
     /// Sum of hidden states of the prompt, and how many.
     pub(crate) hidden: (Vec<f32>, usize),
+    /// Experts of the last computed token, `[layers, per_token]`, and the position that follows it.
+    pub(crate) tail: (usize, Vec<u32>),
     /// Where the answer is in its grammar; away while its mask is being worked out.
     pub(crate) grammar: Option<GrammarState>,
     /// What the grammar allows next.
@@ -73,6 +75,7 @@ impl Sequence {
             loading: false,
             reported: 0,
             hidden: (Vec::new(), 0),
+            tail: (0, Vec::new()),
             grammar: job.grammar.as_ref().map(|g| g.lock().unwrap_or_else(PoisonError::into_inner).copy()),
             mask: None,
             lookup: Lookup::default(),

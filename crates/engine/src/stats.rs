@@ -33,6 +33,10 @@ pub(crate) struct Counters {
     pub(crate) last_step_ns: AtomicU64,
     /// `[layers, num_experts]`.
     pub(crate) experts: Vec<AtomicU64>,
+    /// `[layers]`: pairs of neighbours whose first choice is the same, and those with an expert in common.
+    pub(crate) repeats_first: Vec<AtomicU64>,
+    pub(crate) repeats_any: Vec<AtomicU64>,
+    pub(crate) neighbours: AtomicU64,
 }
 
 impl Counters {
@@ -62,6 +66,9 @@ impl Counters {
             step_buckets: Default::default(),
             last_step_ns: zero(),
             experts: (0..n_layers * num_experts).map(|_| zero()).collect(),
+            repeats_first: (0..n_layers).map(|_| zero()).collect(),
+            repeats_any: (0..n_layers).map(|_| zero()).collect(),
+            neighbours: zero(),
         }
     }
 
@@ -102,6 +109,9 @@ impl Counters {
             since_last_step: uptime.saturating_sub(last),
             num_experts,
             experts: self.experts.iter().map(get).collect(),
+            repeats_first: self.repeats_first.iter().map(get).collect(),
+            repeats_any: self.repeats_any.iter().map(get).collect(),
+            neighbours: get(&self.neighbours),
         }
     }
 }
@@ -165,4 +175,10 @@ pub struct Stats {
     pub num_experts: usize,
     /// Tokens that each expert has seen, `[layers, num_experts]`.
     pub experts: Vec<u64>,
+    /// Tokens whose predecessor's experts are known, in each layer. Steps that check guesses are left out.
+    pub neighbours: u64,
+    /// Those of them whose first choice is their predecessor's, `[layers]`.
+    pub repeats_first: Vec<u64>,
+    /// Those that have an expert in common with it, `[layers]`.
+    pub repeats_any: Vec<u64>,
 }

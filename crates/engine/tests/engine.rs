@@ -171,11 +171,13 @@ fn the_engine_says_what_the_generator_says() {
         let ids = prompt(seed, 40);
         let stop = Stop { max_tokens: Some(30), ..Stop::default() };
         let mut request = Request::new(ids.clone(), TextStart::Continued);
-        request.stop = stop.clone();
-        let question = Prompt { prompt: &ids, start: TextStart::Continued, sampling: &request.sampling, stop: &stop };
+        (request.stop, request.logprobs) = (stop.clone(), Some(1));
+        let (start, sampling) = (TextStart::Continued, &request.sampling);
+        let question = Prompt { prompt: &ids, start, sampling, stop: &stop, logprobs: Some(1) };
         let answer = generator.generate(&question, &mut Nothing, &mut |_| Flow::Continue).unwrap();
         let got = ask(&engine, request.clone());
         assert_eq!((&got.choices[0].ids, &got.choices[0].text), (&answer.tokens, &answer.text));
+        assert!(answer.logprobs.iter().map(|l| l.id).eq(answer.tokens.iter().copied()));
         assert_eq!(got.choices[0].reason, Some(answer.reason));
     }
 }

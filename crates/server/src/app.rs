@@ -14,6 +14,8 @@ use crate::metrics::Metrics;
 use crate::models::{Model, Models};
 use crate::octet::answers::Answers;
 use crate::octet::conversations::History;
+use crate::octet::history::Samples;
+use crate::octet::journal::Journal;
 use crate::refusal::Refusal;
 use crate::track::Track;
 
@@ -31,6 +33,10 @@ pub struct App {
     pub history: Option<History>,
     /// Answers that go on by themselves.
     pub answers: Answers,
+    /// The last lines of the log, for the page.
+    pub journal: Arc<Journal>,
+    /// Load and speed of the last minutes.
+    pub samples: Samples,
     /// When the server began.
     pub started: Instant,
     /// What `octet plan` would say, as JSON of a request in JSON; the program knows how.
@@ -103,7 +109,7 @@ impl App {
             Some(_) => tokio::task::block_in_place(|| model.engine.submit(ask))?,
             None => model.engine.submit(ask)?,
         };
-        let track = Track::new(self.metrics.clone(), caller, &model.name, place);
+        let track = Track::new(self.metrics.clone(), self.journal.clone(), caller, &model.name, place);
         if self.log_text {
             for ids in &ask.prompts {
                 tracing::info!(request_id = &*caller.request_id, prompt = model.tokenizer.decode(ids), "prompt");

@@ -103,8 +103,11 @@ impl Ignored {
 impl Caller {
     /// The name under which its things are kept: its key's, or `local`.
     pub fn name(&self) -> &str {
-        self.key.as_ref().map_or("local", |key| &key.name)
+        self.key.as_ref().map_or(Caller::NOBODY, |key| &key.name)
     }
+
+    /// The name of whoever comes without a key.
+    pub const NOBODY: &'static str = "local";
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {

@@ -14,6 +14,7 @@ use crate::caller::{Caller, Dialect, Ignored};
 use crate::ids;
 use crate::keys::Key;
 use crate::limits::Standing;
+use crate::octet::journal::{Entry, is_poll};
 use crate::refusal::{Fault, Refusal};
 
 /// Paths that need no key: probes, and the page itself, which asks for the key it needs.
@@ -48,16 +49,23 @@ pub async fn enter(State(app): State<Shared>, mut request: Request, next: Next) 
     }
     let status = response.status().as_u16();
     app.metrics.count_http(dialect.name(), status);
+    let key = key.as_ref().map(|key| key.name.as_str());
+    let ms = started.elapsed().as_millis() as u64;
+    if is_poll(&path) && status < 400 {
+        return response;
+    }
     tracing::info!(
         request_id = &*request_id,
         method = method.as_str(),
         path,
         dialect = dialect.name(),
-        key = key.as_ref().map(|key| key.name.as_str()),
+        key,
         status,
-        ms = started.elapsed().as_millis() as u64,
+        ms,
         "request"
     );
+    let (method, request_id) = (method.to_string(), request_id.to_string());
+    app.journal.add(key.unwrap_or(Caller::NOBODY), Entry::Request { method, path, status, ms, request_id });
     response
 }
 

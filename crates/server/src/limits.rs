@@ -1,6 +1,6 @@
 //! How much of the server one key may use: requests and tokens a minute, and answers at the same time.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -24,6 +24,9 @@ pub struct Meter {
     requests: Mutex<Bucket>,
     tokens: Mutex<Bucket>,
     running: AtomicU32,
+    /// Since the key was read.
+    used_requests: AtomicU64,
+    used_tokens: AtomicU64,
 }
 
 /// A bucket that fills up in a minute. Tokens are counted after an answer, so it may be overdrawn.
@@ -68,7 +71,14 @@ impl Meter {
     /// Nothing used yet.
     pub fn new(allowance: Allowance) -> Meter {
         let (requests, tokens) = (Bucket::new(allowance.requests_per_minute), Bucket::new(allowance.tokens_per_minute));
-        Meter { allowance, requests, tokens, running: AtomicU32::new(0) }
+        Meter {
+            allowance,
+            requests,
+            tokens,
+            running: AtomicU32::new(0),
+            used_requests: AtomicU64::new(0),
+            used_tokens: AtomicU64::new(0),
+        }
     }
 
     /// What may be used.
@@ -97,6 +107,7 @@ impl Meter {
             return Err(Refusal::too_many(message, wait_s.ceil() as u64));
         }
         requests.level -= 1.0;
+        self.used_requests.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -105,6 +116,7 @@ impl Meter {
         let mut tokens = lock(&self.tokens);
         tokens.fill();
         tokens.level -= n as f64;
+        self.used_tokens.fetch_add(n as u64, Ordering::Relaxed);
     }
 
     /// Requests and tokens that are left.
@@ -118,6 +130,11 @@ impl Meter {
                 reset_s: bucket.wait_s(bucket.capacity),
             })
         })
+    }
+
+    /// Requests and tokens since the key was read.
+    pub fn used(&self) -> [u64; 2] {
+        [&self.used_requests, &self.used_tokens].map(|count| count.load(Ordering::Relaxed))
     }
 
     /// Requests that run now.
@@ -179,6 +196,7 @@ mod tests {
         let meter = Meter::new(Allowance { tokens_per_minute: Some(60), ..Default::default() });
         meter.take_request().unwrap();
         meter.take_tokens(89);
+        assert_eq!(meter.used(), [1, 89]);
         assert_eq!(meter.take_request().unwrap_err().retry_after_s, Some(30));
     }
 }

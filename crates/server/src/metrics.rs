@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::engine_metrics::Engines;
 use crate::models::Models;
+use crate::octet::history::Stopwatch;
 use crate::piece::Usage;
 
 /// Whose request.
@@ -58,6 +59,10 @@ pub struct Metrics {
     pub first_token: Histogram,
     /// Seconds between two tokens of an answer.
     pub inter_token: Histogram,
+    /// The same two since the last sample of [`crate::octet::history`].
+    pub first_tokens: Stopwatch,
+    /// Between two tokens.
+    pub inter_tokens: Stopwatch,
 }
 
 /// Seconds: from a tenth of a millisecond to two minutes.
@@ -81,6 +86,8 @@ impl Metrics {
             running: Family::default(),
             first_token: times(),
             inter_token: times(),
+            first_tokens: Stopwatch::default(),
+            inter_tokens: Stopwatch::default(),
         };
         metrics.register();
         metrics.registry().register_collector(Box::new(Engines(models)));

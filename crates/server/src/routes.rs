@@ -5,7 +5,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 
 use crate::app::Shared;
-use crate::octet::{answers, conversations, openapi, page, probes, state, tokens};
+use crate::octet::{answers, conversations, history, journal, openapi, page, probes, state, tokens};
 use crate::{anthropic, enter, mistral, ollama, openai};
 
 /// All routes, with the door around them.
@@ -52,7 +52,9 @@ fn own() -> Router<Shared> {
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::docs))
         .route("/octet/state", get(state::state))
-        .route("/octet/plan", post(state::plan))
+        .route("/octet/history", get(history::history))
+        .route("/octet/logs", get(journal::logs))
+        .route("/octet/plan", get(state::plan_choices).post(state::plan))
         .route("/octet/models/{name}/experts", get(state::experts))
         .route("/octet/models/{name}/load", post(state::load))
         .route("/octet/models/{name}/unload", post(state::unload))

@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::models::{AdapterOption, Loader, Models};
 use crate::octet::answers::Answers;
 use crate::octet::conversations::History;
+use crate::octet::history::{self, Samples};
 use crate::routes::routes;
 use crate::tls;
 
@@ -109,12 +110,15 @@ pub fn serve(options: Options) -> Result<(), Error> {
             metrics: Arc::new(Metrics::new(models.clone())),
             history,
             answers: Answers::default(),
+            journal: Arc::default(),
+            samples: Samples::default(),
             started: Instant::now(),
             planner: options.planner,
             log_text: options.log_text,
             origins: options.origins,
         });
         load_all(&app).await?;
+        tokio::spawn(history::watch(Arc::downgrade(&app)));
         let stop = watch_signals(app.clone(), options.api_keys, options.key_file)?;
         (options.ready)(&url(address, tls.is_some()));
         accept(listener, routes(&app), tls, &options.limits, stop).await;

@@ -193,7 +193,13 @@ mod tests {
         let models = Models::new(Vec::new(), Vec::new(), Vec::new(), Arc::new(|_, _| Err(String::new()))).unwrap();
         let caller =
             Caller { dialect: Dialect::OpenAi, request_id: "id".into(), key: None, ignored: Default::default() };
-        Track::new(Arc::new(Metrics::new(Arc::new(models))), &caller, "model", Place::take(None).unwrap())
+        Track::new(
+            Arc::new(Metrics::new(Arc::new(models))),
+            Arc::default(),
+            &caller,
+            "model",
+            Place::take(None).unwrap(),
+        )
     }
 
     #[tokio::test(start_paused = true)]

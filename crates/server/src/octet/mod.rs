@@ -2,6 +2,8 @@
 
 pub mod answers;
 pub mod conversations;
+pub mod history;
+pub mod journal;
 pub mod openapi;
 pub mod page;
 pub mod probes;

@@ -44,7 +44,7 @@ const POSTS: [(&str, &str, &[&str]); 17] = [
     ("/octet/models/{name}/unload", "Let go of a model", &[]),
 ];
 
-const GETS: [(&str, &str); 15] = [
+const GETS: [(&str, &str); 18] = [
     ("/v1/models", "Models that answer"),
     ("/v1/models/{name}", "One model"),
     ("/api/tags", "Models that answer (Ollama)"),
@@ -54,6 +54,9 @@ const GETS: [(&str, &str); 15] = [
     ("/ready", "Whether every model is loaded"),
     ("/metrics", "Numbers for Prometheus"),
     ("/octet/state", "Models, their engines, keys"),
+    ("/octet/history", "Load, speed and latency of the last half hour"),
+    ("/octet/logs", "The last requests and answers, without prompts"),
+    ("/octet/plan", "What may be planned"),
     ("/octet/models/{name}/experts", "Tokens that each expert has seen"),
     ("/octet/conversations", "Conversations that are kept"),
     ("/octet/conversations/{id}", "One of them"),

@@ -17,7 +17,9 @@ pub async fn state(State(app): State<Shared>) -> Json<Value> {
             let [requests, tokens] = key.meter.standing().map(|standing| {
                 standing.map(|s| json!({"limit": s.limit, "remaining": s.remaining, "reset_s": s.reset_s}))
             });
-            json!({"name": key.name, "running": key.meter.running(), "requests": requests, "tokens": tokens})
+            let [used_requests, used_tokens] = key.meter.used();
+            json!({"name": key.name, "running": key.meter.running(), "requests": requests, "tokens": tokens,
+                "used_requests": used_requests, "used_tokens": used_tokens})
         })
         .collect();
     Json(json!({
@@ -64,7 +66,9 @@ fn model(entry: &Entry) -> Value {
     shown
 }
 
-/// Tokens that each expert has seen since its model was loaded, `[layers][experts]`.
+/// What a model's experts did since it was loaded: tokens that each has seen, `[layers][experts]`; of `neighbours` pairs of
+/// consecutive tokens, those with the same first choice and those with any expert in common, `[layers]`, beside the shares
+/// that chance would give.
 ///
 /// # Errors
 /// No such model.
@@ -72,7 +76,22 @@ pub async fn experts(State(app): State<Shared>, Path(name): Path<String>) -> Res
     let model = app.models.get(Some(&name))?;
     let stats = model.engine.stats();
     let layers: Vec<&[u64]> = stats.experts.chunks(stats.num_experts.max(1)).collect();
-    Ok(Json(json!({"model": model.name, "experts_per_token": model.facts.experts_per_token, "tokens": layers})))
+    let (experts, chosen) = (model.facts.experts, model.facts.experts_per_token);
+    Ok(Json(json!({
+        "model": model.name,
+        "experts_per_token": chosen,
+        "tokens": layers,
+        "neighbours": stats.neighbours,
+        "repeats_first": stats.repeats_first,
+        "repeats_any": stats.repeats_any,
+        "by_chance": {"first": 1.0 / experts as f64, "any": in_common_by_chance(experts, chosen)},
+    })))
+}
+
+/// The chance that two tokens have an expert in common: `1 - C(E - k, k) / C(E, k)`.
+fn in_common_by_chance(experts: usize, chosen: usize) -> f64 {
+    let others = |i: usize| experts.saturating_sub(chosen + i) as f64 / (experts - i) as f64;
+    1.0 - (0..chosen).map(others).product::<f64>()
 }
 
 /// Opens a model; answers once it is there.
@@ -93,6 +112,14 @@ pub async fn unload(State(app): State<Shared>, Path(name): Path<String>) -> Resu
     let of = app.clone();
     text_work(move || of.models.unload(&name)).await?;
     Ok(state(State(app)).await)
+}
+
+/// What may be asked of [`plan`]: shapes that the program knows, mixes, types of the KV cache.
+///
+/// # Errors
+/// None that we know of.
+pub async fn plan_choices(State(app): State<Shared>) -> Result<Json<Value>, Refusal> {
+    (app.planner)(Value::Null).map(Json).map_err(|why| Refusal::new(Fault::Invalid, why))
 }
 
 /// What `octet plan` says, for the models of this server and the shapes that the program knows.
