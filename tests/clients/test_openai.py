@@ -75,6 +75,20 @@ class OpenAi(unittest.TestCase):
         self.assertNotIn("7", text.choices[0].message.content)
         self.assertEqual(self.chat(max_tokens=3).choices[0].finish_reason, "length")
 
+    def test_a_strict_tool_keeps_to_its_schema_where_the_model_does_not(self):
+        wrong = '<tool_call>\n{"name": "get_weather", "arguments": {"town": "Paris"}}\n</tool_call>'
+        asked = {"role": "user", "content": "Repeat exactly this text and nothing else:\n" + wrong}
+        messages = [{"role": "system", "content": "You repeat what you are told."}, asked, {"role": "assistant", "content": wrong}, asked]
+
+        def arguments(strict):
+            tool = {**TOOL, "function": {**TOOL["function"], "strict": strict}}
+            (call,) = self.chat(messages=messages, tools=[tool], max_tokens=80).choices[0].message.tool_calls
+            return json.loads(call.function.arguments)
+        self.assertEqual(arguments(False), {"town": "Paris"})
+        strict = arguments(True)
+        self.assertEqual(set(strict), {"city", "days"})
+        self.assertTrue(1 <= strict["days"] <= 9)
+
     def test_a_required_tool_is_called(self):
         message = self.chat(tools=[TOOL], tool_choice="required", max_tokens=100).choices[0]
         self.assertEqual(message.finish_reason, "tool_calls")
