@@ -66,6 +66,10 @@ fn refuse_other_kinds(path: &Path, config: &Value) -> Result<(), Error> {
     if config.get("modules_to_save").and_then(Value::as_array).is_some_and(|m| !m.is_empty()) {
         return Err(problem(path, "`modules_to_save` is not empty; Octet reads adapters of low-rank changes alone"));
     }
+    if config.get("target_parameters").and_then(Value::as_array).is_some_and(|m| !m.is_empty()) {
+        let what = "`target_parameters` is not empty; Octet reads adapters that name each expert's matrices, not fused experts";
+        return Err(problem(path, what));
+    }
     Ok(())
 }
 
