@@ -88,11 +88,16 @@ impl Pace {
         let fits = match streams {
             0 => self.alone.tokens_in(ALONE * self.budget_s).or_else(|| self.beside.tokens_in(ALONE * self.budget_s)),
             _ => {
-                let decode_s = self.decode_s.unwrap_or(0.0);
-                self.beside.tokens_in(self.budget_s).or_else(|| self.alone.tokens_in(self.budget_s - decode_s))
+                let left_s = self.budget_s - self.decode_of(streams);
+                self.beside.tokens_in(left_s).or_else(|| self.alone.tokens_in(left_s))
             }
         };
         (fits.unwrap_or(0.0) as usize).clamp(LEAST_TOKENS.min(self.most_tokens), self.most_tokens)
+    }
+
+    /// Seconds of a step of so many answers without a prompt: sixteen take several times as long as one.
+    fn decode_of(&self, streams: usize) -> f64 {
+        self.by_tokens_s.get(streams).copied().flatten().or(self.decode_s).unwrap_or(0.0)
     }
 
     /// Whether it saves time to add `guesses` to a step of `tokens`, of which `hit_rate` come true: time for each token
@@ -115,8 +120,10 @@ impl Pace {
                 blend(measured, took);
             }
         } else if prompt_tokens >= LEAST_TOKENS.min(self.most_tokens) {
-            let line = if streams > 0 { &mut self.beside } else { &mut self.alone };
-            line.learn(prompt_tokens as f64, took);
+            match streams {
+                0 => self.alone.learn(prompt_tokens as f64, took),
+                _ => self.beside.learn(prompt_tokens as f64, (took - self.decode_of(streams)).max(0.2 * took)),
+            }
         }
     }
 }
@@ -139,6 +146,16 @@ mod tests {
         assert_eq!(pace.prompt_tokens(4), 100, "what is known alone is a beginning");
         pace.learn(100, 4, 0, Duration::from_secs(100));
         assert_eq!(pace.prompt_tokens(4), 64);
+    }
+
+    #[test]
+    fn many_answers_leave_less_of_a_step_than_few() {
+        let mut pace = Pace::new(Duration::from_millis(400), 512);
+        pace.learn(0, 2, 0, Duration::from_millis(50));
+        pace.learn(0, 16, 0, Duration::from_millis(200));
+        pace.learn(100, 2, 0, Duration::from_millis(150));
+        assert_eq!(pace.prompt_tokens(2), 350);
+        assert_eq!(pace.prompt_tokens(16), 200);
     }
 
     /// As measured with four layers of Mixtral: 0.2 s for the weights, 2.7 ms for each token.
