@@ -115,6 +115,9 @@ export interface KeyState {
   running: number;
   requests: Standing | null;
   tokens: Standing | null;
+  /** Since the key was read. */
+  used_requests: number;
+  used_tokens: number;
 }
 
 export interface ServerState {
@@ -180,10 +183,66 @@ export const loadModel = (name: string) => json<ServerState>(`/octet/models/${at
 export const unloadModel = (name: string) => json<ServerState>(`/octet/models/${at(name)}/unload`, { method: 'POST' });
 export const getPlan = (ask: { model: string; quantize?: string; context?: number; kv?: string; users?: number }) =>
   json<Plan>('/octet/plan', { body: ask });
-/** Tokens that each expert has seen, `[layers][experts]`. */
-export const getExperts = (name: string) =>
-  json<{ model: string; experts_per_token: number; tokens: number[][] }>(`/octet/models/${at(name)}/experts`);
+/** What a model's experts did since it was loaded. */
+export interface RoutingStats {
+  model: string;
+  experts_per_token: number;
+  /** Tokens that each expert has seen, `[layers][experts]`. */
+  tokens: number[][];
+  /** Pairs of consecutive tokens in each layer, and those with the same first choice, and with any expert in common. */
+  neighbours: number;
+  repeats_first: number[];
+  repeats_any: number[];
+}
+
+export const getRouting = (name: string) => json<RoutingStats>(`/octet/models/${at(name)}/experts`);
 export const tokenize = (
   ask: { model: string; messages?: ApiMessage[]; content?: string; tools?: unknown[]; with_pieces?: boolean; add_special?: boolean },
   signal?: AbortSignal,
 ) => json<Tokenized>('/tokenize', signal ? { body: ask, signal } : { body: ask });
+
+/** What may be planned besides the models of the server. */
+export const getPlanChoices = () => json<{ shapes: string[]; mixes: string[]; kv: string[] }>('/octet/plan');
+
+export interface Times {
+  mean_ms: number;
+  worst_ms: number;
+}
+
+export interface ModelLoad {
+  waiting: number;
+  running: number;
+  prompt_per_s: number;
+  generated_per_s: number;
+  kv_used: number;
+  kv_cached: number;
+}
+
+/** How the server was at a time. */
+export interface Sample {
+  at_ms: number;
+  first_token: Times | null;
+  inter_token: Times | null;
+  models: Record<string, ModelLoad>;
+}
+
+export const getHistory = (afterMs: number) => json<{ every_ms: number; samples: Sample[] }>(`/octet/history?after_ms=${afterMs}`);
+
+/** A line of the log. */
+export type LogLine = { at_ms: number; key: string } & (
+  | { kind: 'request'; method: string; path: string; status: number; ms: number; request_id: string }
+  | {
+      kind: 'answer';
+      model: string;
+      outcome: 'done' | 'failed' | 'cancelled';
+      fault: string | null;
+      prompt_tokens: number;
+      cached_tokens: number;
+      completion_tokens: number;
+      first_token_ms: number | null;
+      ms: number;
+      request_id: string;
+    }
+);
+
+export const getLogs = (lines = 200) => json<{ lines: LogLine[] }>(`/octet/logs?lines=${lines}`);
