@@ -127,7 +127,7 @@ test('settings tell their meaning, work, and are kept as presets', async (t) => 
   assert.equal(await page.getByRole('spinbutton', { name: 'Most tokens' }).inputValue(), '');
   await page.reload();
   await page.getByRole('button', { name: 'Settings', exact: true }).click();
-  await page.getByLabel('Preset', { exact: true }).selectOption('Terse');
+  await page.locator('label', { hasText: 'Preset' }).locator('select').selectOption('Terse');
   assert.equal(await page.getByRole('textbox', { name: 'System prompt' }).inputValue(), 'You answer in one word.');
   await say(page, 'Name a colour.');
   await finished(page);

@@ -131,7 +131,8 @@ test('the keyboard does everything', async (t) => {
     await page.keyboard.press('Tab');
     const at = await page.evaluate(() => ({
       name: document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent.trim().slice(0, 40),
-      outlined: getComputedStyle(document.activeElement).outlineStyle !== 'none' || document.activeElement.id === 'composer',
+      // After the last element the browser's own ones follow.
+      outlined: document.activeElement === document.body || getComputedStyle(document.activeElement).outlineStyle !== 'none' || document.activeElement.id === 'composer',
     }));
     assert.ok(at.outlined, `${at.name} shows no focus`);
     seen.add(at.name);
@@ -158,8 +159,12 @@ test('on a phone the rail slides over, the composer is in reach, nothing is cut 
   assert.ok(drawer.x >= 0 && drawer.width <= 360);
 });
 
-/** Frame times while `work` runs: median and 95th percentile, ms. */
-async function frames(page, work) {
+/** Frame times while `work` runs, ms, and what the page's thread computed for each of `steps`, ms, paused or not. */
+async function frames(page, steps, work) {
+  const session = await page.context().newCDPSession(page);
+  await session.send('Performance.enable', { timeDomain: 'threadTicks' });
+  const spent = async () => (await session.send('Performance.getMetrics')).metrics.find(({ name }) => name === 'TaskDuration').value * 1000;
+  const before = await spent();
   await page.evaluate(() => {
     window.times = [];
     let last = performance.now();
@@ -176,8 +181,9 @@ async function frames(page, work) {
     window.times = null;
     return times;
   });
+  const each = ((await spent()) - before) / steps;
   times.sort((a, b) => a - b);
-  return { n: times.length, median: times[times.length >> 1], high: times[Math.floor(times.length * 0.95)], worst: times.at(-1) };
+  return { each, n: times.length, median: times[times.length >> 1], high: times[Math.floor(times.length * 0.95)], worst: times.at(-1) };
 }
 
 test('5,000 tokens, 500 messages and 500 conversations stay smooth', async (t) => {
@@ -193,27 +199,28 @@ test('5,000 tokens, 500 messages and 500 conversations stay smooth', async (t) =
   const page = await visit(t);
   await page.locator('nav').getByRole('link', { name: 'Conversation 499' }).waitFor();
   const slow = slowness();
-  const limit = (what, { n, median, high, worst }) => {
-    t.diagnostic(`${what}: ${n} frames, median ${median.toFixed(1)} ms, 95% under ${high.toFixed(1)} ms, worst ${worst.toFixed(0)} ms`);
-    assert.ok(median < 34 * slow && high < 100 * slow, `${what}: ${median} ${high}, ${slow} times slower`);
+  const limit = (what, most, { n, each, median, high, worst }) => {
+    t.diagnostic(`${what}: ${each.toFixed(2)} ms of work a step; ${n} frames, median ${median.toFixed(1)} ms, 95% under ${high.toFixed(1)} ms, worst ${worst.toFixed(0)} ms`);
+    // Time may pass for other reasons on a busy machine; work is the page's own.
+    assert.ok(each < most && median < 34 * slow, `${what}: ${each} ms of work a step, frames of ${median} ms, ${slow} times slower`);
   };
   t.diagnostic(`this machine is ${slow.toFixed(1)} times slower than usual`);
-  limit('scrolling 500 conversations', await frames(page, async () => {
+  limit('scrolling 500 conversations', 30, await frames(page, 20, async () => {
     for (let i = 0; i < 20; i++) {
       await page.locator('nav .list').evaluate((list) => list.scrollBy(0, 800));
       await page.waitForTimeout(30);
     }
   }));
-  limit('streaming 5,000 tokens', await frames(page, async () => {
+  limit('streaming 5,000 tokens', 2, await frames(page, 5000, async () => {
     await page.evaluate((id) => (location.hash = `/chat/${id}`), long);
     await lastAnswer(page).getByText('5,000 tokens').waitFor();
   }));
-  limit('typing under 500 messages', await frames(page, async () => {
+  limit('typing under 500 messages', 30, await frames(page, 93, async () => {
     await page.evaluate((id) => (location.hash = `/chat/${id}`), many);
     await page.getByText('Number 499').waitFor();
     await composer(page).pressSequentially('This is typed without any lag. '.repeat(3), { delay: 20 });
   }));
-  limit('scrolling 500 messages', await frames(page, async () => {
+  limit('scrolling 500 messages', 60, await frames(page, 40, async () => {
     for (let i = 0; i < 40; i++) {
       await page.locator('[role=log]').evaluate((log) => log.scrollBy(0, -900));
       await page.waitForTimeout(30);
