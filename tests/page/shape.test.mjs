@@ -72,7 +72,8 @@ test('whatever a model writes is only shown: no script, no style, no picture, no
     '```html\n<script>window.hurt = 1</script>\n```',
   ];
   const id = plant(conversation('<img src=x onerror=window.hurt=1>', [{ role: 'user', content: hostile[0] }, { role: 'assistant', content: hostile.join('\n\n') }]));
-  const page = await visit(t, `/#/chat/${id}`);
+  // That the policy was at work is what is wanted.
+  const page = await visit(t, `/#/chat/${id}`, { expected: [/Applying inline style violates/] });
   await lastAnswer(page).locator('.hljs-tag').first().waitFor();
   await lastAnswer(page).locator('math').first().waitFor();
   assert.equal(await page.evaluate(() => window.hurt), undefined);
