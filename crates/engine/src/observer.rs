@@ -110,7 +110,7 @@ impl Observer {
     fn compare_neighbours(&mut self, layer: usize, routing: &Routing) {
         let (k, length) = (routing.per_token, self.n_layers * routing.per_token);
         let (mut first, mut any, mut pairs) = (0, 0, 0);
-        for of in &mut self.neighbours {
+        for of in self.neighbours.iter_mut().filter(|of| of.n_tokens > 0) {
             of.has_tail &= of.tail.len() == length;
             of.tail.resize(length, 0);
             let tail = &mut of.tail[layer * k..][..k];
@@ -165,6 +165,10 @@ impl Record for Observer {
         self.jobs.is_empty() || self.jobs.iter().any(|job| job.interrupted(now).is_none())
     }
 
+    fn wants_all_rows(&self) -> bool {
+        self.wants_routing || self.wants_hidden
+    }
+
     fn hidden(&mut self, index: usize, x: &[f32]) {
         if self.wants_hidden && index == self.n_layers {
             self.hidden.clear();
@@ -192,6 +196,10 @@ pub(crate) struct Both<'a>(pub(crate) &'a mut dyn Record, pub(crate) &'a mut dyn
 impl Record for Both<'_> {
     fn is_wanted(&mut self) -> bool {
         self.0.is_wanted() && self.1.is_wanted()
+    }
+
+    fn wants_all_rows(&self) -> bool {
+        self.0.wants_all_rows() || self.1.wants_all_rows()
     }
 
     fn hidden(&mut self, index: usize, x: &[f32]) {

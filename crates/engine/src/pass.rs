@@ -68,6 +68,13 @@ impl Core {
             self.observer.neighbours.push(Neighbours { first_row, n_tokens, has_tail: position == from, tail });
             first_row += slot.n_tokens;
         }
+        if !self.observer.wants_all_rows() && self.batch.logit_rows.len() < self.batch.tokens.len() {
+            // Of rows that leave before the last layer's experts the choices there are not known.
+            for of in &mut self.observer.neighbours {
+                of.n_tokens = 0;
+                of.tail.clear();
+            }
+        }
         if self.slots.iter().any(|slot| slot.reads) {
             self.observer.jobs.extend(self.slots.iter().map(|slot| self.sequences[slot.sequence].job.clone()));
         }

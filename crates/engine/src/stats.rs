@@ -173,9 +173,10 @@ pub struct Stats {
     pub since_last_step: Duration,
     /// Experts of a layer.
     pub num_experts: usize,
-    /// Tokens that each expert has seen, `[layers, num_experts]`.
+    /// Tokens that each expert has seen, `[layers, num_experts]`: in the last layer, of a prompt, only those that need logits.
     pub experts: Vec<u64>,
-    /// Tokens whose predecessor's experts are known, in each layer. Steps that check guesses are left out.
+    /// Tokens whose predecessor's experts are known, in each layer: generated ones, and prompts whose routing was asked for.
+    /// Steps that check guesses are left out.
     pub neighbours: u64,
     /// Those of them whose first choice is their predecessor's, `[layers]`.
     pub repeats_first: Vec<u64>,

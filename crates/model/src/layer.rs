@@ -44,7 +44,20 @@ impl Layer {
         record: &mut dyn Record,
     ) {
         self.attend(step, x, cache, buffers, record);
+        self.feed_forward(step, x, buffers, record);
+    }
+
+    /// The second half: `x += experts(norm(x))`, of any rows.
+    pub(crate) fn feed_forward(
+        &self,
+        step: &Step<'_>,
+        x: &mut [f32],
+        buffers: &mut LayerBuffers,
+        record: &mut dyn Record,
+    ) {
         let LayerBuffers { normed, rows, delta, routing, scratch, .. } = buffers;
+        normed.resize(x.len(), 0.0);
+        delta.resize(x.len(), 0.0);
         norm_rows(x, &self.ffn_norm, step.config.norm_eps, normed);
         let first = self.experts.iter().flat_map(|expert| [&expert.w1, &expert.w3]);
         let changed = step.loras.of_layer(step.layer).flat_map(|(_, lora)| lora.expert_inputs());

@@ -7,6 +7,13 @@ use crate::Routing;
 
 /// Watches a forward pass. Every method does nothing unless overridden.
 pub trait Record {
+    /// Whether all rows are to go to the end. If not, rows that no logits are asked of leave after the last layer's
+    /// attention, which is where others still need them; the last layer's routing and the last norm then tell of the rest
+    /// alone, in the order of the batch's `logit_rows`.
+    fn wants_all_rows(&self) -> bool {
+        true
+    }
+
     /// The residual stream `[tokens, dim]`: `index` 0 after the embedding, `l` after layer `l - 1`, and `n_layers` after
     /// the last norm (as transformers counts them, so the last layer's own output is not reported).
     fn hidden(&mut self, _index: usize, _x: &[f32]) {}
@@ -30,4 +37,8 @@ pub trait Record {
 /// Writes nothing down.
 pub struct Nothing;
 
-impl Record for Nothing {}
+impl Record for Nothing {
+    fn wants_all_rows(&self) -> bool {
+        false
+    }
+}

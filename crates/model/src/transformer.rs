@@ -161,7 +161,7 @@ impl Transformer {
     ) -> Result<&'w [f32], Error> {
         self.check(batch)?;
         admit(batch, cache, &mut workspace.positions)?;
-        let Workspace { x, positions, angles, embedding_row, layer: buffers, spans, .. } = &mut *workspace;
+        let Workspace { x, positions, angles, embedding_row, layer: buffers, spans, wanted, .. } = &mut *workspace;
         let dim = self.config.dim;
         x.resize(batch.tokens.len() * dim, 0.0);
         self.embedding.look_up(&batch.tokens, dim, embedding_row, x);
@@ -169,6 +169,8 @@ impl Transformer {
         self.rope.angles(positions, angles);
         find_spans(batch, spans);
         let loras = Loras::new(&self.adapters, spans);
+        // Rows of an adapter are known by where they are in the batch.
+        let all_rows = record.wants_all_rows() || batch.runs.iter().any(|run| run.adapter.is_some());
         let mut step = Step { pool: &self.pool, config: &self.config, layer: 0, angles, batch, loras };
         for (index, layer) in self.layers.iter().enumerate() {
             if !record.is_wanted() {
@@ -176,23 +178,39 @@ impl Transformer {
                 return Err(Error::GivenUp);
             }
             step.layer = index;
-            layer.forward(&step, x, cache, buffers, record);
             if index + 1 < self.layers.len() {
+                layer.forward(&step, x, cache, buffers, record);
                 record.hidden(index + 1, x);
+                continue;
+            }
+            layer.attend(&step, x, cache, buffers, record);
+            if !all_rows {
+                keep_rows(x, &batch.logit_rows, dim, wanted);
+            }
+            if !x.is_empty() {
+                layer.feed_forward(&step, x, buffers, record);
             }
         }
-        Ok(self.head(batch, workspace, record))
+        Ok(self.head(batch, all_rows, workspace, record))
     }
 
-    /// The last norm, and logits where they are wanted.
-    fn head<'w>(&self, batch: &Batch, workspace: &'w mut Workspace, record: &mut dyn Record) -> &'w [f32] {
+    /// The last norm, and logits where they are wanted; there are `all_rows` left, or those alone.
+    fn head<'w>(
+        &self,
+        batch: &Batch,
+        all_rows: bool,
+        workspace: &'w mut Workspace,
+        record: &mut dyn Record,
+    ) -> &'w [f32] {
         let Workspace { x, wanted, normed, wanted_rows, logits, spans, inner, .. } = workspace;
         let dim = self.config.dim;
         normed.resize(x.len(), 0.0);
         norm_rows(x, &self.norm, self.config.norm_eps, normed);
         record.hidden(self.layers.len(), normed);
-        wanted.clear();
-        batch.logit_rows.iter().for_each(|&row| wanted.extend_from_slice(&normed[row * dim..][..dim]));
+        if all_rows {
+            keep_rows(normed, &batch.logit_rows, dim, wanted);
+        }
+        let wanted = &*normed;
         record.head_input(wanted);
         logits.resize(batch.logit_rows.len() * self.config.vocab_size, 0.0);
         if !wanted.is_empty() {
@@ -230,6 +248,13 @@ fn retreat(runs: &[Run], cache: &mut KvCache) {
     for run in runs {
         cache.truncate(run.sequence, cache.len(run.sequence) - run.n_tokens);
     }
+}
+
+/// Leaves `rows` of `x [n, dim]`, in this order; `kept` is room for them.
+fn keep_rows(x: &mut Vec<f32>, rows: &[usize], dim: usize, kept: &mut Vec<f32>) {
+    kept.clear();
+    rows.iter().for_each(|&row| kept.extend_from_slice(&x[row * dim..][..dim]));
+    std::mem::swap(x, kept);
 }
 
 /// Makes room in the cache for every run, or for none, and tells the position of every token.

@@ -169,6 +169,28 @@ fn packing_meanwhile_changes_no_bit() {
     }
 }
 
+#[test]
+fn rows_that_nobody_asks_for_leave_early_and_change_no_bit() {
+    for folder in models() {
+        let (ids, length) = Reference::of(&folder).ids("input_ids");
+        let model = open(&folder, 2);
+        let vocab_size = model.config().vocab_size;
+        let all = run(&model, &ids, length, length).logits;
+        let mut cache =
+            KvCache::new(model.config(), KvType::F32, ids.len() / length * length.next_multiple_of(256)).unwrap();
+        let mut batch = Batch::default();
+        for tokens in ids.chunks_exact(length) {
+            batch.push(cache.add_sequence(), tokens, Logits::None);
+        }
+        batch.logit_rows = vec![length - 1, 1, ids.len() - 1];
+        let mut workspace = Workspace::default();
+        let logits = model.forward(&batch, &mut cache, &mut workspace, &mut Nothing).unwrap();
+        for (&row, logits) in batch.logit_rows.iter().zip(logits.chunks_exact(vocab_size)) {
+            assert!(logits == &all[row * vocab_size..][..vocab_size], "{}: row {row}", folder.display());
+        }
+    }
+}
+
 /// All sequences side by side in batches of uneven runs; gives the logits in the order of `run`.
 fn run_ragged(model: &Transformer, ids: &[u32], length: usize) -> Vec<f32> {
     let n = ids.len() / length;

@@ -67,7 +67,7 @@ fn model(entry: &Entry) -> Value {
 }
 
 /// What a model's experts did since it was loaded: tokens that each has seen, `[layers][experts]`; of `neighbours` pairs of
-/// consecutive tokens, those with the same first choice and those with any expert in common, `[layers]`, beside the shares
+/// consecutive tokens (generated ones, and prompts whose routing was asked for), those with the same first choice and those with any expert in common, `[layers]`, beside the shares
 /// that chance would give.
 ///
 /// # Errors
