@@ -54,6 +54,7 @@ pub(crate) mod section {
     pub(crate) const SUMS_32: usize = 89;
     pub(crate) const SUMS_16: usize = 93;
     /// Behind the last one.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) const END: usize = 101;
 }
 

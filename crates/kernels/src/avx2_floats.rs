@@ -2,8 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use crate::avx2::{TileWork, prefetch};
+use crate::avx2::prefetch;
 use crate::packed_layout::{ROWS, TILE};
+use crate::tile_walk::TileWork;
 
 /// A float type as packed tiles hold it, `[column][8 rows]`.
 pub(crate) trait FloatFormat {
@@ -48,7 +49,7 @@ impl FloatFormat for Bf16 {
     }
 }
 
-/// A [`TileKernel`](crate::avx2::TileKernel).
+/// A [`TileKernel`](crate::tile_walk::TileKernel).
 ///
 /// # Safety
 /// See there.

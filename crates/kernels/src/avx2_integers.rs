@@ -14,8 +14,9 @@
 use std::arch::x86_64::*;
 
 use crate::activations::{WORDS, section};
-use crate::avx2::{TileWork, prefetch};
+use crate::avx2::prefetch;
 use crate::packed_layout::{GROUP, TILE};
+use crate::tile_walk::TileWork;
 
 /// How the tiles of a type are read. A value is what is read once for a tile: its scales.
 pub(crate) trait Format: Sized {
@@ -41,7 +42,7 @@ pub(crate) trait Format: Sized {
     /// Reads the scales of a tile of `groups` groups of 32 columns.
     ///
     /// # Safety
-    /// As for a [`TileKernel`](crate::avx2::TileKernel); so for the others.
+    /// As for a [`TileKernel`](crate::tile_walk::TileKernel); so for the others.
     unsafe fn new(tile: *const u8, groups: usize) -> Self;
     /// Finds a group's codes.
     ///
@@ -79,7 +80,7 @@ pub(crate) trait Format: Sized {
     }
 }
 
-/// A [`TileKernel`](crate::avx2::TileKernel).
+/// A [`TileKernel`](crate::tile_walk::TileKernel).
 ///
 /// # Safety
 /// See there.
@@ -92,7 +93,7 @@ pub(crate) unsafe fn integer_tile<F: Format, const T: usize>(work: &TileWork) {
 /// The same by VNNI.
 ///
 /// # Safety
-/// As for a [`TileKernel`](crate::avx2::TileKernel), and the machine must have VNNI and VL of AVX-512.
+/// As for a [`TileKernel`](crate::tile_walk::TileKernel), and the machine must have VNNI and VL of AVX-512.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(crate) unsafe fn integer_tile_vnni<F: Format, const T: usize>(work: &TileWork) {
     // SAFETY: the caller's promise.

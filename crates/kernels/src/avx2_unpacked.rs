@@ -17,26 +17,21 @@ pub(crate) struct UnpackedTile {
     dmin: MaybeUninit<[__m256; TILE / GROUP]>,
 }
 
-impl UnpackedTile {
-    pub(crate) fn uninitialised() -> UnpackedTile {
-        UnpackedTile {
-            codes: MaybeUninit::uninit(),
-            scales: MaybeUninit::uninit(),
-            minimums: MaybeUninit::uninit(),
-            d: MaybeUninit::uninit(),
-            dmin: MaybeUninit::uninit(),
-        }
-    }
-}
-
-/// An [`UnpackKernel`](crate::avx2::UnpackKernel).
+/// An [`UnpackKernel`](crate::tile_walk::UnpackKernel).
 ///
 /// # Safety
 /// See there.
 #[target_feature(enable = "avx2,f16c")]
-pub(crate) unsafe fn unpack<F: Format>(tile: *const u8, cols: usize, ahead: usize, out: &mut UnpackedTile) {
+pub(crate) unsafe fn unpack<F: Format>(
+    tile: *const u8,
+    cols: usize,
+    ahead: usize,
+    out: &mut MaybeUninit<UnpackedTile>,
+) {
     let groups = cols / GROUP;
     let ahead = tile.wrapping_add(ahead);
+    // SAFETY: its parts may be uninitialised themselves.
+    let out = unsafe { out.assume_init_mut() };
     // SAFETY: the caller's promise.
     unsafe {
         let format = F::new(tile, groups);

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// The instructions that the kernels use here: `amx`, `avx512-vnni` or `avx2`; `portable` where there is none that we know.
+/// The instructions that the kernels use here: `amx`, `avx512-vnni` or `avx2`, on ARM `neon` (with dot
+/// products); `portable` where there is none that we know.
 pub fn features() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
@@ -16,6 +17,10 @@ pub fn features() -> &'static str {
         if crate::lanes_avx2::Avx2::is_available() {
             return "avx2";
         }
+    }
+    #[cfg(target_arch = "aarch64")]
+    if crate::lanes_neon::Neon::is_available() {
+        return "neon";
     }
     "portable"
 }

@@ -1,7 +1,7 @@
 //! Eight floats at a time: the few operations that attention, norms and softmax are written in, once for all machines.
 //!
 //! A kernel is generic over [`Lanes`]. [`Portable`] does each operation with plain arrays; `lanes_avx2.rs` does it with
-//! one instruction. Every operation gives the same bits on both, so a kernel does too: the portable version is not
+//! one instruction, `lanes_neon.rs` with two. Every operation gives the same bits on both, so a kernel does too: the portable version is not
 //! another text that could differ, it is the same text on other numbers.
 //!
 //! ```text
@@ -15,6 +15,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::lanes_avx2::Avx2;
+#[cfg(target_arch = "aarch64")]
+use crate::lanes_neon::Neon;
 use half::f16;
 
 /// Floats in a [`Lanes`].
@@ -114,8 +116,11 @@ pub(crate) trait Kernel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Instructions {
     /// Those that every machine has.
-    #[cfg_attr(target_arch = "x86_64", allow(dead_code))]
+    #[cfg_attr(any(target_arch = "aarch64", target_arch = "x86_64"), allow(dead_code))]
     Portable,
+    /// NEON with dot products.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     #[allow(dead_code)]
@@ -134,7 +139,9 @@ impl Instructions {
     pub(crate) fn best() -> Instructions {
         #[cfg(target_arch = "x86_64")]
         return Instructions::Amx;
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        return Instructions::Neon;
+        #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
         Instructions::Portable
     }
 
@@ -143,7 +150,9 @@ impl Instructions {
     pub(crate) fn all() -> Vec<Instructions> {
         #[cfg(target_arch = "x86_64")]
         return vec![Instructions::Portable, Instructions::Avx2, Instructions::Vnni, Instructions::Amx];
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        return vec![Instructions::Portable, Instructions::Neon];
+        #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
         vec![Instructions::Portable]
     }
 
@@ -155,6 +164,8 @@ impl Instructions {
                 // SAFETY: the machine has the instructions.
                 unsafe { crate::lanes_avx2::run(kernel) }
             }
+            #[cfg(target_arch = "aarch64")]
+            Instructions::Neon if Neon::is_available() => crate::lanes_neon::run(kernel),
             _ => kernel.run::<Portable>(),
         }
     }

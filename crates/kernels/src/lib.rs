@@ -36,11 +36,19 @@ mod kv_pages;
 mod lanes;
 #[cfg(target_arch = "x86_64")]
 mod lanes_avx2;
+#[cfg(target_arch = "aarch64")]
+mod lanes_neon;
 pub mod limits;
 mod low_rank;
 mod matmul;
 #[cfg(test)]
 mod matmul_tests;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_formats;
+#[cfg(target_arch = "aarch64")]
+mod neon_integers;
 mod packed;
 mod packed_layout;
 mod portable;
@@ -52,6 +60,8 @@ mod shared_slice;
 mod softmax;
 mod swiglu;
 mod thread_pool;
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+mod tile_walk;
 
 pub use activations::{Activations, Reads};
 pub use attention::{AttentionLayer, AttentionScratch, attention};

@@ -145,6 +145,8 @@ enum Way {
     Avx2(crate::avx2::Vnni),
     #[cfg(target_arch = "x86_64")]
     Amx,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Way {
@@ -161,12 +163,21 @@ impl Way {
         }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    fn of(instructions: Instructions, _: &PackedMatrix, _: usize) -> Way {
+        match instructions {
+            Instructions::Neon if crate::lanes_neon::Neon::is_available() => Way::Neon,
+            _ => Way::Portable,
+        }
+    }
+
+    #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
     fn of(_: Instructions, _: &PackedMatrix, _: usize) -> Way {
         Way::Portable
     }
 
     /// How many of `panels` panels to multiply at once by `tokens` tokens.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     fn panels_at_once(self, panels: usize, tokens: usize) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -244,6 +255,11 @@ impl Way {
             Way::Avx2(vnni) => {
                 // SAFETY: `Way::of` has seen that the machine has the instructions.
                 unsafe { crate::avx2::panels(vnni, shape, bytes, x, first, sums) };
+            }
+            #[cfg(target_arch = "aarch64")]
+            Way::Neon => {
+                // SAFETY: `Way::of` has seen that the machine has the instructions.
+                unsafe { crate::neon::panels(shape, bytes, x, first, sums) };
             }
             _ => {
                 let tokens = sums.len() / (bytes.len() / shape.panel_bytes);
