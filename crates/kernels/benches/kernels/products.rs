@@ -62,7 +62,8 @@ pub fn experts(criterion: &mut Criterion, pool: &ThreadPool, roofline: &Roofline
             roofline.measure(&mut group, &group_name, &tokens.to_string(), work, |call| {
                 // Each call begins with other experts, so that one token does not find its weights in a cache.
                 let chosen: Vec<u32> = (0..slots).map(|slot| ((call * 2 + slot) % N_EXPERTS) as u32).collect();
-                let routes = Routes { experts: &chosen, weights: &weights, per_token: EXPERTS_PER_TOKEN };
+                let per_token = EXPERTS_PER_TOKEN;
+                let routes = Routes { experts: &chosen, weights: &weights, per_token, changes: &[] };
                 let experts = matrices.iter().map(|[w1, w2, w3]| Expert { w1, w2, w3 });
                 octet_kernels::experts(pool, experts, &x, &routes, &mut scratch, &mut y);
             });
