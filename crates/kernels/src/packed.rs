@@ -1,7 +1,7 @@
 //! A weight matrix in the layout that the kernels read.
 //!
 //! Packing takes memory that the system has to clear first, which for a large model takes longer than reading it. So a matrix
-//! may be [put off](PackedMatrix::later): until it [is packed](PackedMatrix::settle), each product packs the few rows that it
+//! may be [put off](PackedMatrix::later): until it [is packed](Unsettled::settle), each product packs the few rows that it
 //! is at, out of the file and into a cache, and throws them away. The bits are those of packed weights, since the kernels see
 //! the same bytes.
 
