@@ -78,6 +78,7 @@ fn tensors(args: &Args, params: &Params) -> anyhow::Result<Vec<NewTensor<'static
 struct Shape {
     name: &'static str,
     architecture: Architecture,
+    n_layers: usize,
     dim: usize,
     hidden_dim: usize,
     n_heads: usize,
@@ -89,6 +90,7 @@ struct Shape {
 const MIXTRAL_8X7B: Shape = Shape {
     name: "mixtral-8x7b",
     architecture: Architecture::Mixtral,
+    n_layers: 32,
     dim: 4096,
     hidden_dim: 14336,
     n_heads: 32,
@@ -101,6 +103,7 @@ const SHAPES: [Shape; 5] = [
     MIXTRAL_8X7B,
     Shape {
         name: "mixtral-8x22b",
+        n_layers: 56,
         dim: 6144,
         hidden_dim: 16384,
         n_heads: 48,
@@ -113,6 +116,7 @@ const SHAPES: [Shape; 5] = [
     Shape {
         name: "llama-2-70b",
         architecture: Architecture::Llama,
+        n_layers: 80,
         dim: 8192,
         hidden_dim: 28672,
         n_heads: 64,
@@ -129,7 +133,7 @@ impl Shape {
         Params {
             architecture: self.architecture,
             dim: self.dim,
-            n_layers: 1,
+            n_layers: self.n_layers,
             head_dim: 128,
             hidden_dim: self.hidden_dim,
             n_heads: self.n_heads,
@@ -313,15 +317,15 @@ mod tests {
     #[test]
     fn shapes_are_those_of_the_models() {
         let counts = [
-            ("mixtral-8x7b", 32, 46_702_792_704),
-            ("mixtral-8x22b", 56, 140_630_071_296),
+            ("mixtral-8x7b", 46_702_792_704),
+            ("mixtral-8x22b", 140_630_071_296),
             // Mixtral's active weights without the routers.
-            ("dense-12.9b", 32, 12_879_925_248 - 32 * 8 * 4096),
-            ("llama-2-70b", 80, 68_976_648_192),
-            ("mistral-7b", 32, 7_241_732_096),
+            ("dense-12.9b", 12_879_925_248 - 32 * 8 * 4096),
+            ("llama-2-70b", 68_976_648_192),
+            ("mistral-7b", 7_241_732_096),
         ];
-        for (name, n_layers, n_parameters) in counts {
-            let params = Params { n_layers, ..shape(name).unwrap().params() };
+        for (name, n_parameters) in counts {
+            let params = shape(name).unwrap().params();
             assert_eq!(params.n_parameters(), n_parameters, "{name}");
         }
     }

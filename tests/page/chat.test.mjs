@@ -105,7 +105,7 @@ test('ask, see tokens and times, ask again, edit and branch, continue, stop', as
 test('while a long prompt is read the page counts its tokens', async (t) => {
   const page = await visit(t);
   await settings(page, { 'Most tokens': 1 });
-  await say(page, `Sum this up: ${Array.from({ length: 250 }, (_, i) => `item ${i} is red`).join(', ')}`);
+  await say(page, `Sum this up: ${Array.from({ length: 140 }, (_, i) => `item ${i} is red`).join(', ')}`);
   await page.waitForFunction(() => /Reading the prompt: [\d,]+ of [\d,]+ tokens/.test(document.querySelector('[role=status]')?.innerText ?? ''));
   await finished(page);
 });

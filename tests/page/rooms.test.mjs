@@ -1,7 +1,8 @@
-// Compare, against a dense model, a coarser copy and a mixture of it.
+// Compare, Experts, Plan, Server, and the experts of an answer, against a dense model, a coarser copy and a mixture of it.
+import AxeBuilder from '@axe-core/playwright';
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { visit } from './browser.mjs';
+import { finished, lastAnswer, say, settings, visit } from './browser.mjs';
 
 const base = process.env.OCTET_ROOMS_URL;
 const QUESTION = 'Name three colours.';
@@ -86,3 +87,168 @@ test('columns come and go, an answer stops, and an error stands in its column', 
   assert.match(await page.getByRole('alert').first().innerText(), /2048/);
   assert.equal(await page.getByLabel('Prompt', { exact: true }).inputValue(), long);
 });
+
+test('the experts of an answer: layers, load, a token and its way, a span, a branch', async (t) => {
+  const page = await enter(t, '/');
+  await page.locator('header select').first().selectOption('mixture');
+  await settings(page, { 'Most tokens': 12, Temperature: 0 });
+  await say(page, QUESTION);
+  await finished(page);
+  await page.getByRole('button', { name: 'Experts', exact: true }).first().click();
+  const drawer = page.locator('aside[aria-label="Experts"]');
+  const tokens = drawer.locator('[data-token]');
+  await tokens.first().waitFor();
+  assert.equal(await tokens.count(), 12);
+  const text = (await tokens.allInnerTexts()).join('').trim();
+  // A list's numbers are not part of what is shown as its text.
+  const words = (await lastAnswer(page).locator('.content').innerText()).replaceAll(/\s+/g, ' ').trim();
+  assert.ok(text.replaceAll('⏎', '').replaceAll(/\s+/g, ' ').endsWith(words), text);
+  // Each token tells two experts whose weights make a whole; another layer, other experts.
+  const slider = drawer.getByRole('slider');
+  const told = () => tokens.evaluateAll((all) => all.map((token) => token.title));
+  await slider.fill('3');
+  const third = await told();
+  for (const one of third) {
+    const weights = [...one.matchAll(/([\d.]+)%/g)].map(([, weight]) => Number(weight));
+    assert.ok(weights.length === 2 && Math.abs(weights[0] + weights[1] - 100) < 0.2, one);
+  }
+  await slider.fill('4');
+  assert.notDeepEqual(await told(), third);
+  // The heat map counts what the tokens tell.
+  const row = drawer.locator('tbody tr').nth(4);
+  const shares = (await row.locator('td .unseen').allInnerTexts()).map(shareOf);
+  const counts = new Array(8).fill(0);
+  for (const one of await told()) for (const [, expert] of one.matchAll(/Expert (\d)/g)) counts[expert] += 1;
+  counts.forEach((count, expert) => assert.ok(Math.abs(shares[expert] - (100 * count) / 24) < 0.06, `expert ${expert}`));
+  // A token's way, and its alternatives.
+  await tokens.nth(3).click();
+  await drawer.getByRole('img', { name: /Way through the layers/ }).waitFor();
+  assert.ok((await drawer.locator('circle').count()) === 2 * 30);
+  // Playing goes through the layers.
+  await page.keyboard.press('p');
+  await page.waitForFunction(() => document.querySelector('aside input[type=range]').value !== '4');
+  await page.keyboard.press('p');
+  // A span of three tokens: the map counts six choices.
+  await page.evaluate(() => {
+    const spans = document.querySelectorAll('aside [data-token]');
+    getSelection().setBaseAndExtent(spans[1].firstChild, 0, spans[3].firstChild, 1);
+  });
+  await drawer.getByText('3 selected tokens').waitFor();
+  const some = (await row.locator('td .unseen').allInnerTexts()).map(shareOf);
+  assert.ok(some.every((share) => Math.abs((share * 6) / 100 - Math.round((share * 6) / 100)) < 0.02), String(some));
+  await page.evaluate(() => getSelection().removeAllRanges());
+  // Another word in a token's place begins a branch.
+  const branch = drawer.getByRole('button', { name: 'Branch here' }).first();
+  await branch.click();
+  await page.getByText('2 of 2').waitFor();
+  await finished(page);
+});
+
+test('the experts of the running server are counted, and texts by kind', async (t) => {
+  await ask('/v1/completions', { model: 'mixture', prompt: 'The quick brown fox jumps over the lazy dog. '.repeat(4), max_tokens: 8, temperature: 0 });
+  const page = await enter(t, '/#/experts');
+  const live = page.getByRole('region', { name: 'The running server' });
+  await live.locator('table').first().waitFor();
+  const stats = await ask('/octet/models/mixture/experts');
+  const total = stats.tokens[0].reduce((sum, n) => sum + n, 0);
+  const shares = (await live.locator('table').first().locator('tbody tr').first().locator('td .unseen').allInnerTexts()).map(shareOf);
+  stats.tokens[0].forEach((n, expert) => assert.ok(Math.abs(shares[expert] - (100 * n) / total) < 0.6, `expert ${expert}`));
+  assert.ok(stats.neighbours > 20 && stats.repeats_first.every((n, layer) => n <= stats.repeats_any[layer] && stats.repeats_any[layer] <= stats.neighbours));
+  // What happens while the page looks on.
+  await live.getByRole('button', { name: 'since this page was opened' }).click();
+  await live.getByText('Nothing has run yet').waitFor();
+  await ask('/v1/completions', { model: 'mixture', prompt: 'One two three four five', max_tokens: 4, temperature: 0 });
+  await live.locator('table').first().waitFor();
+
+  const kinds = page.getByRole('region', { name: 'Kinds of text' });
+  await kinds.getByRole('button', { name: 'Remove Mathematics' }).click();
+  await kinds.getByRole('button', { name: 'Count' }).click();
+  await kinds.locator('.kinds > figure').nth(1).waitFor();
+  assert.deepEqual(await kinds.locator('table').first().locator('tbody th').allInnerTexts(), ['English', 'Python']);
+  await kinds.getByRole('button', { name: 'Show its tokens' }).last().click();
+  const tokens = kinds.locator('.one [data-token]');
+  await tokens.first().waitFor();
+  assert.match((await tokens.allInnerTexts()).join('').replaceAll('⏎', ''), /^def primes\(limit\):\n {4}sieve/);
+  // The repeats of the first layer, counted once more from what the tokens tell.
+  await kinds.locator('.one').getByRole('slider').fill('0');
+  const first = await tokens.evaluateAll((all) => all.map((token) => token.title.match(/Expert (\d)/)[1]));
+  const repeats = first.filter((expert, i) => i > 0 && first[i - 1] === expert).length / (first.length - 1);
+  const shown = await kinds.locator('.kinds > figure').nth(1).locator('details tbody tr').first().locator('td').first().textContent();
+  assert.ok(Math.abs(shareOf(shown) - 100 * repeats) < 0.06, `${shown} is not ${repeats}`);
+});
+
+test('the plan says what the endpoint says, and keeps its question in the address', async (t) => {
+  const page = await enter(t, '/#/plan?model=mixtral-8x22b&quantize=Q4_K_M&context=8192&users=2');
+  const plan = await ask('/octet/plan', { model: 'mixtral-8x22b', quantize: 'Q4_K_M', context: 8192, users: 2 });
+  // 140.6 billion weights of four bits and more, whatever memory this machine has.
+  assert.ok(plan.fit.footprint.weights > 140.6e9 / 2, `${plan.fit.footprint.weights} bytes`);
+  await page.locator('.verdict', { hasText: plan.fit.fits === false ? 'It does not fit.' : 'It fits.' }).waitFor();
+  const gib = (bytes) => (bytes / 2 ** 30).toPrecision(3);
+  const memory = page.getByRole('region', { name: 'Memory' });
+  assert.match(await memory.innerText(), new RegExp(`Weights\\s+${gib(plan.fit.footprint.weights)} GiB`));
+  assert.match(await memory.innerText(), new RegExp(`Keys and values\\s+${gib(plan.fit.footprint.kv_cache)} GiB`));
+  await page.getByLabel('Model').selectOption('dense');
+  await page.getByText('It fits.').waitFor();
+  assert.match(page.url(), /model=dense/);
+  assert.match(await page.getByRole('region', { name: 'Speed, estimated' }).innerText(), /Generation[\s\S]*tok\/s[\s\S]*Reading prompts[\s\S]*tok\/s/);
+  await page.reload();
+  assert.equal(await page.getByLabel('Model').inputValue(), 'dense');
+});
+
+test('the server shows models, traffic and the log, and takes models out and in', async (t) => {
+  const page = await enter(t, '/#/server');
+  const models = page.getByRole('region', { name: 'Models', exact: true });
+  await models.getByRole('row', { name: /dense.*ready/ }).waitFor();
+  await ask('/v1/completions', { model: 'dense', prompt: 'A secret word', max_tokens: 8 });
+  const log = page.getByRole('region', { name: 'Log', exact: true });
+  await log.getByText(/dense: \d+ → 8 tokens/).first().waitFor();
+  assert.ok(!(await log.innerText()).includes('secret'), 'prompts stay out of the log');
+  await page.getByRole('img', { name: /Tokens written a second/ }).waitFor();
+  await page.getByRole('img', { name: /Time to the first token/ }).waitFor();
+  await models.getByRole('button', { name: 'Unload dense' }).click();
+  await models.getByRole('row', { name: /dense.*not loaded/ }).waitFor();
+  assert.equal((await ask('/octet/state')).models.find(({ name }) => name === 'dense').state, 'unloaded');
+  await models.getByRole('button', { name: 'Load dense' }).click();
+  await models.getByRole('row', { name: /dense.*ready/ }).waitFor();
+});
+
+// Last, so that there is something to be seen.
+for (const scheme of ['light', 'dark']) {
+  test(`the rooms are accessible in ${scheme}, on a desk and on a phone`, async (t) => {
+    const page = await enter(t, '/', { colorScheme: scheme });
+    const clean = async (room) => {
+      const { violations } = await new AxeBuilder({ page }).withTags(['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']).analyze();
+      assert.deepEqual(violations.map(({ id, nodes }) => `${id}: ${nodes[0].target} (${nodes.length})`), [], room);
+    };
+    await page.evaluate(() => (location.hash = '/chat'));
+    await page.locator('header select').first().selectOption('mixture');
+    await settings(page, { 'Most tokens': 24, Temperature: 0 });
+    await say(page, QUESTION);
+    await finished(page);
+    await page.getByRole('button', { name: 'Experts', exact: true }).first().click();
+    await page.locator('aside [data-token]').nth(5).click();
+    await page.locator('aside circle').first().waitFor();
+    await clean('answer-experts');
+    await page.evaluate(() => (location.hash = '/compare?models=dense,coarse&max_tokens=32&difference=1'));
+    await compared(page);
+    await page.locator('.differences table, .differences p').first().waitFor();
+    await clean('compare');
+    await page.evaluate(() => (location.hash = '/experts'));
+    await page.getByRole('region', { name: 'The running server' }).locator('table').first().waitFor();
+    await clean('experts');
+    await page.evaluate(() => (location.hash = '/plan?model=mixtral-8x7b&quantize=Q4_K_M'));
+    await page.getByRole('region', { name: 'Memory' }).waitFor();
+    await clean('plan');
+    await page.evaluate(() => (location.hash = '/server'));
+    await page.getByRole('img', { name: /Tokens written a second/ }).waitFor();
+    await clean('server');
+    await page.setViewportSize({ width: 390, height: 780 });
+    for (const room of ['compare', 'experts', 'plan', 'server']) {
+      await page.evaluate((room) => (location.hash = `/${room}`), room);
+      await page.locator('main h1').waitFor();
+      await clean(`${room} on a phone`);
+      const wide = await page.evaluate(() => document.querySelector('main').scrollWidth - document.querySelector('main').clientWidth);
+      assert.ok(wide <= 1, `${room} is ${wide} px wider than a phone`);
+    }
+  });
+}

@@ -2,7 +2,7 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'node:test';
-import { articles, conversation, plant, plantAnswer, root, visit } from './browser.mjs';
+import { articles, conversation, finished, plant, plantAnswer, root, say, settings, visit } from './browser.mjs';
 
 const ANSWER = `A mixture of experts has many feed-forward networks in each layer, and a **router** that sends every token to a few of them. Mixtral has eight and uses two:
 
@@ -59,5 +59,32 @@ for (const colorScheme of ['light', 'dark']) {
     await page.getByRole('button', { name: 'Tokens' }).click();
     await page.locator('.tokens button').nth(2).click();
     await take('tokens');
+  });
+  test(`the rooms in ${colorScheme}`, async (t) => {
+    const page = await visit(t, '/', { base: process.env.OCTET_ROOMS_URL, colorScheme });
+    const take = (name) => page.screenshot({ path: join(images, `${name}-${colorScheme}.png`), animations: 'disabled' });
+    const enter = (address) => page.evaluate((address) => (location.hash = address), address);
+    await page.locator('header select').first().selectOption('mixture');
+    await settings(page, { 'Most tokens': 48, Temperature: 0 });
+    await say(page, 'Name three colours.');
+    await finished(page);
+    await page.getByRole('button', { name: 'Experts', exact: true }).first().click();
+    await page.locator('aside [data-token]').nth(5).click();
+    await page.locator('aside circle').first().waitFor();
+    await take('answer-experts');
+    await enter('/compare?models=dense,coarse&max_tokens=48&difference=1');
+    await page.getByLabel('Prompt', { exact: true }).fill('Name three colours.');
+    await page.getByRole('button', { name: 'Ask all' }).click();
+    await page.locator('.differences table').waitFor();
+    await take('compare');
+    await enter('/experts');
+    await page.getByRole('region', { name: 'The running server' }).locator('table').first().waitFor();
+    await take('experts');
+    await enter('/plan?model=mixtral-8x7b&quantize=Q4_K_M');
+    await page.getByRole('region', { name: 'Memory' }).waitFor();
+    await take('plan');
+    await enter('/server');
+    await page.getByRole('img', { name: /Tokens written a second/ }).waitFor();
+    await take('server');
   });
 }

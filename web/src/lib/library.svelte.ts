@@ -15,6 +15,8 @@ export class Doc {
   data = $state<Conversation>()!;
   /** Why it could not be written last time. */
   error = $state('');
+  /** Whether a message is being edited: what others write then leaves the branch on the screen as it is. */
+  isEdited = false;
   #tag: string | null;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #saving: Promise<void> | null = null;
@@ -74,7 +76,9 @@ export class Doc {
     if (this.#saving || this.#isDirty || this.#tag === null) return;
     const theirs = await this.store.get(this.id, this.#tag);
     if (!theirs || this.#saving) return;
-    this.data = this.#isDirty ? merge(this.data, theirs.data) : theirs.data;
+    const data = this.#isDirty ? merge(this.data, theirs.data) : theirs.data;
+    const { leaf } = this.data;
+    this.data = this.isEdited && leaf !== null && data.messages[leaf] ? { ...data, leaf } : data;
     this.#tag = theirs.tag;
   }
 }
