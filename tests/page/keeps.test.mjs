@@ -46,10 +46,11 @@ test('an answer goes on when its page goes away, and another browser finds it', 
 
 test('tabs and browsers agree, and neither loses what the other wrote', async (t) => {
   const id = plant(conversation('Shared', [{ role: 'user', content: 'Hello' }, { role: 'assistant', content: 'Good day.' }]));
-  const here = await visit(t, `/#/chat/${id}`);
-  const there = await visit(t, `/#/chat/${id}`);
-  const context = here.context();
-  const tab = await visit(t, `/#/chat/${id}`, { context });
+  // Who writes second is refused, takes over what is there, and writes again.
+  const expected = [/412/];
+  const here = await visit(t, `/#/chat/${id}`, { expected });
+  const there = await visit(t, `/#/chat/${id}`, { expected });
+  const tab = await visit(t, `/#/chat/${id}`, { context: here.context(), expected });
   for (const page of [here, there, tab]) await articles(page).nth(1).waitFor();
   await settings(here, { 'Most tokens': 5 });
   await say(here, 'From here');
