@@ -28,7 +28,7 @@ test('nothing is amiss for axe, in light and dark, wide and narrow', async (t) =
     }
     await page.keyboard.press('Escape');
     await page.keyboard.press('Control+k');
-    await page.getByRole('option').first().waitFor();
+    await page.locator('[role=option]').first().waitFor();
     await check('the finder');
     await page.keyboard.press('Escape');
     await page.keyboard.press('Control+Shift+O');
