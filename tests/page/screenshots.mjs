@@ -54,6 +54,7 @@ for (const colorScheme of ['light', 'dark']) {
     // A real answer's tokens.
     await page.keyboard.press('Control+Shift+O');
     await page.locator('.welcome').waitFor();
+    await settings(page, { 'Most tokens': 24, Temperature: 0 });
     await page.locator('#composer').fill('What is the capital of France?');
     await page.keyboard.press('Enter');
     await page.getByRole('button', { name: 'Tokens' }).click();
