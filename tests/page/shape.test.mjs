@@ -170,9 +170,10 @@ async function frames(page, steps, work) {
     window.times = [];
     let last = performance.now();
     const step = (now) => {
+      if (!window.times) return;
       window.times.push(now - last);
       last = now;
-      if (window.times) requestAnimationFrame(step);
+      requestAnimationFrame(step);
     };
     requestAnimationFrame(step);
   });
