@@ -188,6 +188,20 @@ pub(crate) unsafe fn panels(
 /// # Safety
 /// [`is_available`] must be true.
 unsafe fn configure(depth: usize) {
+    let shape = |register: usize| match register {
+        4 => (TOKENS, depth),
+        6 | 7 => (depth / 4, 64),
+        _ => (TOKENS, 64),
+    };
+    // SAFETY: the caller's promise; at most sixteen rows of 64 bytes.
+    unsafe { configure_registers(std::array::from_fn(shape)) };
+}
+
+/// Gives each tile register its rows, at most sixteen, and their bytes, at most 64. The registers are zero then.
+///
+/// # Safety
+/// [`is_available`] must be true, and the shapes must be within those limits.
+pub(crate) unsafe fn configure_registers(shapes: [(usize, usize); 8]) {
     #[repr(C, align(64))]
     struct Configuration {
         palette: u8,
@@ -198,15 +212,10 @@ unsafe fn configure(depth: usize) {
     }
     let mut configuration =
         Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-    for register in 0..8 {
-        let (rows, row_bytes) = match register {
-            4 => (TOKENS, depth),
-            6 | 7 => (depth / 4, 64),
-            _ => (TOKENS, 64),
-        };
+    for (register, (rows, row_bytes)) in shapes.into_iter().enumerate() {
         (configuration.rows[register], configuration.row_bytes[register]) = (rows as u8, row_bytes as u16);
     }
-    // SAFETY: a well-formed configuration; it zeroes the tile registers, which nobody else in this program uses.
+    // SAFETY: a well-formed configuration; it zeroes the tile registers, whose users set them up before each use.
     unsafe { asm!("ldtilecfg [{at}]", at = in(reg) &raw const configuration, options(nostack, readonly)) };
 }
 

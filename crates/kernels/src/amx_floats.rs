@@ -83,7 +83,8 @@ pub(crate) unsafe fn product(a: Lines, b: Lines, k: usize, y: Results) {
         packed_b.resize(words(b.lines));
         // SAFETY: the caller's promise, here and below; both buffers hold as many tiles.
         unsafe {
-            configure();
+            // All as sixteen rows of 64 bytes.
+            crate::amx::configure_registers([(LINES, 64); 8]);
             for first in (0..k).step_by(depth) {
                 let part = first..k.min(first + depth);
                 pack::<false>(a, part.clone(), steps, packed_a.as_mut_slice());
@@ -111,28 +112,6 @@ pub(crate) unsafe fn product(a: Lines, b: Lines, k: usize, y: Results) {
 /// Of two by two tiles `[row of tiles][column of tiles][row][column]`.
 #[repr(align(64))]
 struct Sums([[[f32; LINES]; LINES]; 4]);
-
-/// Sets up all tile registers as sixteen rows of 64 bytes.
-///
-/// # Safety
-/// [`is_available`] must be true.
-unsafe fn configure() {
-    #[repr(C, align(64))]
-    struct Configuration {
-        palette: u8,
-        start_row: u8,
-        reserved: [u8; 14],
-        row_bytes: [u16; 16],
-        rows: [u8; 16],
-    }
-    let mut configuration =
-        Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-    for register in 0..8 {
-        (configuration.rows[register], configuration.row_bytes[register]) = (16, 64);
-    }
-    // SAFETY: a well-formed configuration; it zeroes the tile registers, whose users set them up before each use.
-    unsafe { asm!("ldtilecfg [{at}]", at = in(reg) &raw const configuration, options(nostack, readonly)) };
-}
 
 /// Cuts lines at depths `part` into pieces; `IS_B`: in the order of the right-hand side. Gives whether all numbers were bf16.
 #[target_feature(enable = "avx512f,avx512bw")]
