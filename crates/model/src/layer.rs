@@ -56,7 +56,6 @@ impl Layer {
         record: &mut dyn Record,
     ) {
         let LayerBuffers { normed, rows, delta, routing, scratch, .. } = buffers;
-        normed.resize(x.len(), 0.0);
         delta.resize(x.len(), 0.0);
         norm_rows(x, &self.ffn_norm, step.config.norm_eps, normed);
         let first = self.experts.iter().flat_map(|expert| [&expert.w1, &expert.w3]);
@@ -80,7 +79,6 @@ impl Layer {
     ) {
         let LayerBuffers { normed, rows, delta, attention, .. } = buffers;
         let dim = step.config.dim;
-        normed.resize(x.len(), 0.0);
         delta.resize(x.len(), 0.0);
         norm_rows(x, &self.attention_norm, step.config.norm_eps, normed);
         let Attention { wq, wk, wv, .. } = &self.attention;
@@ -107,8 +105,9 @@ impl Layer {
     }
 }
 
-/// RMS norm of every row of `x [n, dim]`.
-pub(crate) fn norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+/// RMS norm of every row of `x [n, dim]`; `out` becomes as long.
+pub(crate) fn norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut Vec<f32>) {
+    out.resize(x.len(), 0.0);
     for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
         rms_norm(x, weight, eps, out);
     }

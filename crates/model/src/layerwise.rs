@@ -71,7 +71,7 @@ impl Layerwise {
             Loader::new(&self.checkpoint, &self.pool, LoadOptions { progress: Some(progress), ..at_once() });
         let mut x = vec![0.0; ids.len() * config.dim];
         self.embedding.look_up(&ids, config.dim, &mut Vec::new(), &mut x);
-        let mut normed = vec![0.0; x.len()];
+        let mut normed = Vec::new();
         for layer in 0..config.n_layers {
             let weights = loader.layer_without_experts(config, layer)?;
             self.attend(layer, &weights, texts, &mut x, record)?;

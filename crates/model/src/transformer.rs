@@ -204,7 +204,6 @@ impl Transformer {
     ) -> &'w [f32] {
         let Workspace { x, wanted, normed, wanted_rows, logits, spans, inner, .. } = workspace;
         let dim = self.config.dim;
-        normed.resize(x.len(), 0.0);
         norm_rows(x, &self.norm, self.config.norm_eps, normed);
         record.hidden(self.layers.len(), normed);
         if all_rows {
