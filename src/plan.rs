@@ -288,7 +288,7 @@ fn speed(
 fn multiply_adds(pool: &ThreadPool, kind: ElementType, dim: usize) -> f64 {
     const ROWS: usize = 4096;
     const TOKENS: usize = 64;
-    let matrix = PackedMatrix::pack(pool, kind, ROWS, dim, &|_, out| out.fill(0));
+    let matrix = PackedMatrix::pack(pool, kind, ROWS, dim, &|_: std::ops::Range<usize>, out: &mut [u8]| out.fill(0));
     let mut activations = Activations::new();
     activations.set(pool, &vec![1.0; TOKENS * dim], dim, Reads::of([&matrix]));
     let mut y = vec![0.0; TOKENS * ROWS];

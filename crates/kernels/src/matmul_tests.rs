@@ -75,10 +75,7 @@ impl Matrix {
     }
 
     pub(crate) fn pack(&self, pool: &ThreadPool) -> PackedMatrix {
-        let row_bytes = self.kind.row_bytes(self.cols).expect("whole blocks");
-        PackedMatrix::pack(pool, self.kind, self.rows, self.cols, &|rows, out| {
-            out.copy_from_slice(&self.bytes[rows.start * row_bytes..rows.end * row_bytes]);
-        })
+        PackedMatrix::pack(pool, self.kind, self.rows, self.cols, self)
     }
 
     /// A matrix that is not packed yet.
@@ -99,8 +96,6 @@ impl RowSource for Matrix {
         let row_bytes = self.kind.row_bytes(self.cols).expect("whole blocks");
         out.copy_from_slice(&self.bytes[rows.start * row_bytes..rows.end * row_bytes]);
     }
-
-    fn forget(&self) {}
 }
 
 /// Scales of either sign whose sizes differ by less than two.

@@ -26,16 +26,24 @@ pub struct PackedMatrix {
     store: Arc<Store>,
 }
 
-/// Where the rows of a matrix come from for as long as it is not packed.
+/// Where the rows of a matrix come from for as long as it is not packed; a function that reads rows is one. It is asked from
+/// several threads, for a few rows at a time.
 pub trait RowSource: Send + Sync {
-    /// Fills `out`, which is exactly as long as these rows, with their bytes in GGUF's format.
+    /// Fills `out`, which is exactly as long as these rows, with their bytes in GGUF's format (plain little-endian numbers
+    /// for float types).
     fn read_rows(&self, rows: Range<usize>, out: &mut [u8]);
     /// The same bytes where they lie, if they lie there in one piece.
     fn borrow_rows(&self, _rows: Range<usize>) -> Option<&[u8]> {
         None
     }
-    /// Called once the matrix is packed: nothing will be read any more.
-    fn forget(&self);
+    /// Called once a matrix that was [put off](PackedMatrix::later) is packed: nothing will be read any more.
+    fn forget(&self) {}
+}
+
+impl<F: Fn(Range<usize>, &mut [u8]) + Send + Sync> RowSource for F {
+    fn read_rows(&self, rows: Range<usize>, out: &mut [u8]) {
+        self(rows, out);
+    }
 }
 
 struct Store {
@@ -66,7 +74,7 @@ impl Unsettled {
             if stop.load(Ordering::Relaxed) {
                 return;
             }
-            shape.pack_panels_of(&**source, chunk * PANELS_AT_ONCE, out);
+            shape.pack_panels(&**source, chunk * PANELS_AT_ONCE, out);
         }
         // Somebody else may have been faster; theirs is as good.
         let _ = self.store.packed.set(bytes);
@@ -108,24 +116,18 @@ impl PackedShape {
         self.panels().checked_mul(self.panel_bytes).expect("a matrix fits the address space")
     }
 
-    /// Packs panels from `first` on, as many as `out` holds.
-    fn pack_panels(&self, first: usize, read_rows: &dyn Fn(Range<usize>, &mut [u8]), out: &mut [u8]) {
-        let row_bytes = self.kind.row_bytes(self.cols).expect("checked when the shape was made");
-        let panels = out.len() / self.panel_bytes;
-        let present = ((first + panels) * ROWS).min(self.rows) - first * ROWS;
-        // Rows that pad the last panel are zero bytes, which are zeros in every type.
-        let mut source = vec![0; panels * ROWS * row_bytes];
-        read_rows(first * ROWS..first * ROWS + present, &mut source[..present * row_bytes]);
-        self.pack_rows(&source, out);
-    }
-
-    /// The same from a source, without a copy where it can be.
-    fn pack_panels_of(&self, source: &dyn RowSource, first: usize, out: &mut [u8]) {
+    /// Packs panels from `first` on, as many as `out` holds, without a copy where it can be.
+    fn pack_panels(&self, source: &dyn RowSource, first: usize, out: &mut [u8]) {
         let rows = first * ROWS..(first + out.len() / self.panel_bytes) * ROWS;
-        match (rows.end <= self.rows).then(|| source.borrow_rows(rows)).flatten() {
-            Some(rows) => self.pack_rows(rows, out),
-            None => self.pack_panels(first, &|rows, out| source.read_rows(rows, out), out),
+        if let Some(rows) = (rows.end <= self.rows).then(|| source.borrow_rows(rows.clone())).flatten() {
+            return self.pack_rows(rows, out);
         }
+        let row_bytes = self.kind.row_bytes(self.cols).expect("checked when the shape was made");
+        // Rows that pad the last panel are zero bytes, which are zeros in every type.
+        let mut copy = vec![0; rows.len() * row_bytes];
+        let present = rows.start..rows.end.min(self.rows);
+        source.read_rows(present.clone(), &mut copy[..present.len() * row_bytes]);
+        self.pack_rows(&copy, out);
     }
 
     /// Packs whole panels of rows that lie one after the other.
@@ -148,9 +150,7 @@ impl PackedShape {
 }
 
 impl PackedMatrix {
-    /// Packs a matrix whose rows `read_rows` gives: asked for rows `a..b`, it fills its second argument, which is exactly as
-    /// long as these rows, with their bytes in GGUF's format (plain little-endian numbers for float types). It is called
-    /// from several threads, for a few rows at a time.
+    /// Packs a matrix whose rows `source` gives.
     ///
     /// # Panics
     /// If `cols` is no whole number of blocks, or the matrix is larger than memory.
@@ -159,7 +159,7 @@ impl PackedMatrix {
         kind: ElementType,
         rows: usize,
         cols: usize,
-        read_rows: &(dyn Fn(Range<usize>, &mut [u8]) + Sync),
+        source: &dyn RowSource,
     ) -> PackedMatrix {
         let shape = PackedShape::new(kind, rows, cols);
         let mut bytes = WeightBytes::zeroed(shape.bytes());
@@ -169,7 +169,7 @@ impl PackedMatrix {
                 let panels = chunk * PANELS_AT_ONCE..((chunk + 1) * PANELS_AT_ONCE).min(shape.panels());
                 // SAFETY: every panel belongs to one chunk.
                 let out = unsafe { out.part(panels.start * shape.panel_bytes, panels.len() * shape.panel_bytes) };
-                shape.pack_panels(panels.start, read_rows, out);
+                shape.pack_panels(source, panels.start, out);
             });
         }
         PackedMatrix { shape, store: Arc::new(Store { packed: OnceLock::from(bytes), source: None }) }
@@ -222,7 +222,7 @@ impl PackedMatrix {
             (None, Some(source)) => PASSING.with_borrow_mut(|passing| {
                 passing.resize(bytes(panels.len()));
                 let out = passing.as_mut_slice();
-                self.shape.pack_panels_of(&**source, panels.start, out);
+                self.shape.pack_panels(&**source, panels.start, out);
                 work(out)
             }),
             (None, None) => unreachable!("a matrix without source is packed when it is made"),

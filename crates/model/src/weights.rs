@@ -172,19 +172,17 @@ impl<'a, 'p> Loader<'a, 'p> {
 
     fn matrix(&mut self, name: TensorName) -> Result<PackedMatrix, Error> {
         let tensor = self.checkpoint.tensor(name)?;
-        let (rows, cols) = (tensor.rows(), tensor.cols());
+        let (kind, rows, cols) = (tensor.element_type(), tensor.rows(), tensor.cols());
+        let source = FileRows { checkpoint: Arc::clone(self.checkpoint), name };
         let packed = match self.options.quantize {
+            Some(asked) if !kind.is_quantized() => self.quantized(&tensor, fallback(asked, cols))?,
             // Rows that are scattered over the file are slow to read again and again.
-            None if self.meanwhile && tensor.has_whole_rows() => {
-                let source = FileRows { checkpoint: Arc::clone(self.checkpoint), name };
-                let matrix = PackedMatrix::later(tensor.element_type(), rows, cols, Box::new(source));
+            _ if self.meanwhile && tensor.has_whole_rows() => {
+                let matrix = PackedMatrix::later(kind, rows, cols, Box::new(source));
                 self.unsettled.extend(matrix.unsettled());
                 return Ok(matrix);
             }
-            Some(asked) if !tensor.element_type().is_quantized() => self.quantized(&tensor, fallback(asked, cols))?,
-            _ => PackedMatrix::pack(self.pool, tensor.element_type(), rows, cols, &|rows, out| {
-                tensor.read_rows(rows, out)
-            }),
+            _ => PackedMatrix::pack(self.pool, kind, rows, cols, &source),
         };
         self.count(&tensor);
         Ok(packed)

@@ -81,7 +81,7 @@ fn numbers(kind: ElementType) -> Numbers {
 }
 
 fn random_matrix(pool: &ThreadPool, kind: ElementType, rows: usize, cols: usize) -> PackedMatrix {
-    PackedMatrix::pack(pool, kind, rows, cols, &|rows, out| {
+    PackedMatrix::pack(pool, kind, rows, cols, &|rows: std::ops::Range<usize>, out: &mut [u8]| {
         let mut state = rows.start as u32 + 1;
         for byte in out.iter_mut() {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -36,7 +36,7 @@ pub fn small(criterion: &mut Criterion, pool: &ThreadPool, roofline: &Roofline<'
     roofline.measure(&mut group, "small", "rope", change_row, |call| angles.apply_to_token(0, &mut rows[at(call)]));
     roofline.measure(&mut group, "small", "softmax", change_row, |call| softmax(&mut rows[at(call)]));
     for (name, kind) in [("activations_of_q4_k", ElementType::Q4_K), ("activations_of_q8_0", ElementType::Q8_0)] {
-        let reads = Reads::of([&PackedMatrix::pack(pool, kind, 0, DIM, &|_, _| {})]);
+        let reads = Reads::of([&PackedMatrix::pack(pool, kind, 0, DIM, &|_: std::ops::Range<usize>, _: &mut [u8]| {})]);
         let mut activations = Activations::new();
         roofline.measure(&mut group, "small", name, Work::of_bytes(ROWS * DIM * FLOAT), |_| {
             activations.set(pool, &rows, DIM, reads);
