@@ -36,3 +36,6 @@ export function percent(probability: number): string {
   const value = probability * 100;
   return `${value >= 99.95 ? '100' : value >= 10 ? value.toFixed(1) : value >= 0.01 ? value.toFixed(2) : '<0.01'}%`;
 }
+
+/** A token's text for the eye: spaces and line breaks are seen, and so is nothing. */
+export const named = (text: string) => text.replaceAll('\n', '⏎').replaceAll(' ', '␣') || '∅';
