@@ -204,6 +204,7 @@ test('a token shows its alternatives, and one branches there', async (t) => {
   await tokens.first().waitFor();
   await tokens.nth(3).click();
   const list = page.getByRole('dialog', { name: /Alternatives of/ });
+  await list.waitFor();
   const shares = (await list.locator('.number').allInnerTexts()).map((share) => parseFloat(share.replace('<', '')));
   assert.equal(shares.length, 5);
   assert.ok(shares[0] >= shares[1] && shares.reduce((a, b) => a + b) <= 100.5, String(shares));
