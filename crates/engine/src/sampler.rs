@@ -227,15 +227,29 @@ fn reaches(candidates: &[Candidate], p: f32) -> Option<usize> {
     })
 }
 
-/// The id of the largest logit, the lower one on a tie; 0 if all are NaN.
+/// The id of the largest logit, the lower one on a tie; 0 if all are NaN. Block by block: a loop that remembers where it is
+/// at every step takes as long, for 49,000 logits, as a fiftieth of a small model's token.
 fn largest(logits: &[f32]) -> u32 {
-    let mut best = (f32::NEG_INFINITY, 0);
-    for (&logit, id) in logits.iter().zip(0u32..) {
-        if logit > best.0 {
-            best = (logit, id);
+    const BLOCK: usize = 512;
+    let (mut largest, mut first) = (f32::NEG_INFINITY, 0);
+    for (block, first_id) in logits.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
+        let of_block = largest_value(block);
+        if of_block > largest {
+            (largest, first) = (of_block, first_id);
         }
     }
-    best.1
+    (first + logits[first..].iter().position(|&logit| logit == largest).unwrap_or(0)) as u32
+}
+
+/// In lanes, which the compiler puts into vectors.
+fn largest_value(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (chunks, rest) = values.as_chunks::<16>();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &value)| *lane = larger(*lane, value));
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
 }
 
 /// Larger first, then lower id: a total order, so that results do not depend on how a sort works.
@@ -269,7 +283,15 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_lowest_of_equal_ids_and_ignores_nan() {
-        assert_eq!(Sampler::new(Sampling::default()).sample(&[1.0, f32::NAN, 3.0, 3.0], &[]), 2);
+        let greedy = |logits: &[f32]| Sampler::new(Sampling::default()).sample(logits, &[]);
+        assert_eq!(greedy(&[1.0, f32::NAN, 3.0, 3.0]), 2);
+        assert_eq!(greedy(&[f32::NAN; 70]), 0);
+        // Equal ones in other lanes, and in the rest behind the last whole chunk.
+        let mut many = vec![f32::NEG_INFINITY; 1100];
+        for id in [1099, 1030, 600, 70, 37] {
+            many[id] = 0.0;
+            assert_eq!(greedy(&many), id as u32);
+        }
     }
 
     #[test]
