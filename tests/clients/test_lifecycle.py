@@ -16,10 +16,14 @@ PROMPT = "The sun was low and the old man sat by the door. " * 12
 
 
 class Server:
-    def __init__(self, *options):
+    """One that is gone after its test, however that ends."""
+
+    def __init__(self, test, *options):
         self.log = tempfile.NamedTemporaryFile("a")
+        test.addCleanup(self.log.close)
         command = [OCTET, "serve", f"small={MODEL}", "--port", "0", "--context", "2048", *options]
         self.process = subprocess.Popen(command, stderr=self.log)
+        test.addCleanup(self.end, signal.SIGKILL)
         self.url = None
         while self.url is None:
             time.sleep(0.05)
@@ -37,7 +41,8 @@ class Server:
             with urllib.request.urlopen(request, timeout=300) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
+            with error:
+                return error.code, error.read().decode()
 
     def complete(self, prompt, **more):
         status, body = self.send("/v1/completions", {"model": "small", "prompt": prompt, "temperature": 0, "max_tokens": 8, **more})
@@ -76,7 +81,7 @@ class Lifecycle(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             # So little memory that pages go to disk all the time.
             options = ["--data", f"{folder}/data", "--cache", f"{folder}/cache", "--kv-memory", "48"]
-            server = Server(*options)
+            server = Server(self, *options)
             alone = server.complete(PROMPT)
             status, body = server.send("/octet/answers", {"model": "small", "messages": [{"role": "user", "content": "Tell."}], "max_tokens": 1500, "ignore_eos": True})
             self.assertEqual(status, 202)
@@ -89,7 +94,7 @@ class Lifecycle(unittest.TestCase):
             for reader in readers:
                 reader.join()
             self.assertEqual(["[DONE]" in reader.text for reader in readers], [False] * 3)
-            server = Server(*options)
+            server = Server(self, *options)
             again = server.complete(PROMPT)
             self.assertEqual(again["choices"], alone["choices"])
             log = server.send(f"/octet/answers/{answer}")[1]
@@ -100,10 +105,10 @@ class Lifecycle(unittest.TestCase):
 
     def test_a_cache_on_disk_is_found_again(self):
         with tempfile.TemporaryDirectory() as folder:
-            server = Server("--cache", folder)
+            server = Server(self, "--cache", folder)
             first = server.complete(PROMPT)
             self.assertEqual(server.end(signal.SIGTERM), 0)
-            server = Server("--cache", folder)
+            server = Server(self, "--cache", folder)
             again = server.complete(PROMPT)
             self.assertEqual(again["choices"], first["choices"])
             self.assertGreaterEqual(again["usage"]["prompt_tokens_details"]["cached_tokens"], 64)
@@ -111,10 +116,10 @@ class Lifecycle(unittest.TestCase):
 
     def test_pieces_of_a_prompt_and_company_change_no_answer(self):
         prompts = [f"{i} " + PROMPT[: 40 * i * i + 5] for i in range(6)]
-        server = Server()
+        server = Server(self)
         alone = [server.complete(prompt, max_tokens=16)["choices"] for prompt in prompts]
         server.end(signal.SIGTERM)
-        server = Server("--chunk", "48", "--kv", "f16", "--max-running", "4")
+        server = Server(self, "--chunk", "48", "--kv", "f16", "--max-running", "4")
         for _ in range(2):  # the second time out of the cache
             threads = [threading.Thread(target=lambda i=i: together.__setitem__(i, server.complete(prompts[i], max_tokens=16)["choices"])) for i in range(6)]
             together = {}
@@ -126,7 +131,7 @@ class Lifecycle(unittest.TestCase):
         server.end(signal.SIGTERM)
 
     def test_told_to_stop_it_lets_answers_end(self):
-        server = Server()
+        server = Server(self)
         reader = Reader(server, max_tokens=40)
         self.assertEqual(server.end(signal.SIGTERM), 0)
         reader.join()
@@ -134,7 +139,7 @@ class Lifecycle(unittest.TestCase):
         self.assertIn("[DONE]", reader.text)
 
     def test_an_answer_that_takes_too_long_to_end_says_that_it_was_broken_off(self):
-        server = Server("--drain", "0")
+        server = Server(self, "--drain", "0")
         reader = Reader(server, max_tokens=1500)
         self.assertEqual(server.end(signal.SIGTERM), 0)
         reader.join()
@@ -148,7 +153,7 @@ class Lifecycle(unittest.TestCase):
                 keys.write(line + "\n")
                 keys.flush()
             write("alice sk-1")
-            server = Server("--api-keys", keys.name)
+            server = Server(self, "--api-keys", keys.name)
             status = lambda key: server.send("/v1/models", key=key)[0]
             self.assertEqual([status("sk-1"), status("sk-2")], [200, 401])
             write("bob sk-2 requests-per-minute=1")
@@ -169,7 +174,7 @@ class Lifecycle(unittest.TestCase):
                                    "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], capture_output=True)
             if made.returncode != 0:
                 self.skipTest("no openssl to make a certificate")
-            server = Server("--tls-cert", chain, "--tls-key", key)
+            server = Server(self, "--tls-cert", chain, "--tls-key", key)
             self.assertTrue(server.url.startswith("https://"))
             import ssl
             context = ssl.create_default_context(cafile=chain)

@@ -11,13 +11,15 @@ from test_openai import HELLO, SCHEMA, TOOL
 class MistralClient(unittest.TestCase):
     def setUp(self):
         self.client = Mistral(server_url=os.environ["OCTET_URL"], api_key=os.environ["OCTET_KEY"])
+        self.addCleanup(self.client.__exit__, None, None, None)
 
     def chat(self, **more):
         return self.client.chat.complete(**{"model": "mistral-small", "messages": HELLO, "max_tokens": 12, "temperature": 0, **more})
 
     def test_whole_and_streamed_answers_are_the_same(self):
         whole = self.chat(random_seed=3, safe_prompt=True)
-        events = list(self.client.chat.stream(model="mistral-small", messages=HELLO, max_tokens=12, temperature=0, random_seed=3, safe_prompt=True))
+        with self.client.chat.stream(model="mistral-small", messages=HELLO, max_tokens=12, temperature=0, random_seed=3, safe_prompt=True) as stream:
+            events = list(stream)
         text = "".join(e.data.choices[0].delta.content for e in events)
         self.assertEqual(text, whole.choices[0].message.content)
         self.assertTrue(events[-1].data.choices[0].finish_reason and events[-1].data.usage.completion_tokens)
@@ -29,8 +31,8 @@ class MistralClient(unittest.TestCase):
     def test_a_tool_is_called_whole_and_streamed(self):
         whole = self.chat(tools=[TOOL], tool_choice="any", max_tokens=100).choices[0].message.tool_calls[0]
         self.assertRegex(whole.id, "^[a-zA-Z0-9]{9}$")
-        events = self.client.chat.stream(model="small", messages=HELLO, tools=[TOOL], tool_choice="any", max_tokens=100, temperature=0)
-        calls = [c for e in events for c in e.data.choices[0].delta.tool_calls or []]
+        with self.client.chat.stream(model="small", messages=HELLO, tools=[TOOL], tool_choice="any", max_tokens=100, temperature=0) as events:
+            calls = [c for e in events for c in e.data.choices[0].delta.tool_calls or []]
         self.assertEqual(calls[0].function.arguments, whole.function.arguments)
         self.assertIn("city", json.loads(whole.function.arguments))
 

@@ -13,6 +13,7 @@ OPTIONS = {"temperature": 0, "num_predict": 12, "num_ctx": 8192}
 class OllamaClient(unittest.TestCase):
     def setUp(self):
         self.client = ollama.Client(host=os.environ["OCTET_URL"], headers={"Authorization": "Bearer " + os.environ["OCTET_KEY"]})
+        self.addCleanup(self.client.close)
 
     def test_whole_and_streamed_answers_are_the_same(self):
         whole = self.client.chat("small", HELLO, options=OPTIONS)

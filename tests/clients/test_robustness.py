@@ -35,6 +35,10 @@ async def send(method, path, body, hang_up_after=None, headers=()):
         return int(head.split()[1]), rest
     finally:
         writer.close()
+        try:
+            await writer.wait_closed()
+        except OSError:
+            pass  # it was reset before
 
 
 def chat(text, **more):
@@ -44,7 +48,8 @@ def chat(text, **more):
 
 def metric(name):
     request = urllib.request.Request(URL + "/metrics", headers={"Authorization": "Bearer " + KEY})
-    text = urllib.request.urlopen(request).read().decode()
+    with urllib.request.urlopen(request) as answer:
+        text = answer.read().decode()
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name) and line[len(name)] in " {")
 
 
