@@ -97,7 +97,7 @@ fn run(mut core: Core, queue: &Receiver<Job>) {
         while let Ok(job) = queue.try_recv() {
             core.enqueue(job);
         }
-        core.step(&mut Nothing);
+        core.guarded_step(&mut Nothing);
     }
     // What is still in memory survives the restart too, as far as there is time.
     let end = Instant::now() + SAVING;

@@ -30,6 +30,7 @@ mod disk_cache;
 mod engine;
 mod error;
 mod event;
+mod fault;
 mod generation;
 mod grammar;
 mod handle;

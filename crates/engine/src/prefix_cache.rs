@@ -71,6 +71,11 @@ impl PrefixCache {
         PrefixCache { disk, ..PrefixCache::default() }
     }
 
+    /// What is on disk, for another tree.
+    pub(crate) fn take_disk(&mut self) -> Option<DiskCache> {
+        self.disk.take()
+    }
+
     /// Where sequences of this variant begin. `adapter`: what tells its adapter from others after a restart, too.
     pub(crate) fn root(&mut self, variant: Variant, adapter: &[u32]) -> NodeId {
         if let Some(&root) = self.roots.get(&variant) {

@@ -370,3 +370,19 @@ fn guessing_changes_no_answer() {
     assert!(stats.drafted_tokens > 0 && stats.accepted_tokens <= stats.drafted_tokens, "{stats:?}");
     assert_eq!(plain.stats().drafted_tokens, 0);
 }
+
+/// A panic on the engine's thread, here of a listener, ends the answers under way; the next ones are as before.
+#[test]
+fn a_fault_ends_the_answers_under_way_and_not_the_engine() {
+    let engine = engine(&options(64));
+    let asked = request(prompt(1, 100), 20);
+    let before = ask(&engine, asked.clone());
+    let beside = engine.generate(request(prompt(2, 100), 400)).unwrap();
+    let _ticket = engine.submit(request(prompt(3, 10), 10), Box::new(|_| panic!("on purpose"))).unwrap();
+    let beside = collect(beside);
+    assert!(beside.failed.is_some_and(|error| error.contains("ask again")));
+    let after = ask(&engine, asked);
+    assert_eq!((after.failed, after.choices), (None, before.choices));
+    let stats = engine.stats();
+    assert_eq!((stats.running, stats.waiting, stats.pages_used), (0, 0, 0));
+}

@@ -1,6 +1,10 @@
 //! The door: every request gets an id and a dialect, shows its key, is counted, and if refused is told so in its own words.
 
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::body::Body;
@@ -37,7 +41,8 @@ pub async fn enter(State(app): State<Shared>, mut request: Request, next: Next) 
         Ok(()) => {
             let (request_id, key, ignored) = (request_id.clone(), key.clone(), ignored.clone());
             request.extensions_mut().insert(Caller { dialect, request_id, key, ignored });
-            next.run(request).await
+            let broken = || Refusal::internal("the server met a fault; its log tells where").into_response();
+            caught(next.run(request)).await.unwrap_or_else(broken)
         }
     };
     let mut response = finish(response, dialect, &request_id);
@@ -67,6 +72,16 @@ pub async fn enter(State(app): State<Shared>, mut request: Request, next: Next) 
     let (method, request_id) = (method.to_string(), request_id.to_string());
     app.journal.add(key.unwrap_or(Caller::NOBODY), Entry::Request { method, path, status, ms, request_id });
     response
+}
+
+/// What comes of `work`; `None` if it panics, which ends this request and no other.
+async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let poll = |context: &mut Context<'_>| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+        Ok(poll) => poll.map(Some),
+        Err(_) => Poll::Ready(None),
+    };
+    poll_fn(poll).await
 }
 
 /// Lets a request in, or says why not; `key` is the one that it shows.
@@ -177,4 +192,19 @@ fn pause(seconds: f64) -> String {
 /// A path that leads nowhere.
 pub async fn nowhere(request: Request<Body>) -> Refusal {
     Refusal::not_found(format!("there is nothing at {} {}", request.method(), request.uri().path()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_handler_that_panics_ends_its_own_request() {
+        assert_eq!(caught(async { 1 }).await, Some(1));
+        let late = async {
+            tokio::task::yield_now().await;
+            panic!("on purpose")
+        };
+        assert_eq!(caught::<()>(late).await, None);
+    }
 }
