@@ -4,14 +4,23 @@ use std::time::Duration;
 
 /// Weight of the newest measurement.
 const NEWEST: f64 = 0.3;
-/// Fewer tokens than this take hardly less time: with 64, each of eight experts has the 16 rows that fill a tile.
-const LEAST_TOKENS: usize = 64;
+/// Fewer tokens than this take hardly less time: reading the weights is most of it.
+const LEAST_TOKENS: usize = 32;
+/// Before anything was measured: with 64, each of eight experts has the 16 rows that fill a tile.
+const FIRST_TOKENS: usize = 64;
 
 /// Larger steps without prompts are not told apart.
 const MOST_MEASURED: usize = 96;
 
 /// Weight that what was learned before keeps with each measurement of a prompt step.
 const KEPT: f64 = 0.85;
+/// Every step reads the weights, whatever it reads besides, so a long prompt pays for many short steps: where more tokens
+/// than this are to be read in all, a step beside streams may take [`LONGER`] budgets.
+const MANY_TOKENS: usize = 512;
+/// With the default budget, 450 ms.
+const LONGER: f64 = 1.5;
+/// The next step may have this many times the tokens of the latest ones, so that one odd measurement misleads it no further.
+const FASTEST_GROWTH: f64 = 2.0;
 /// A step that delays nobody's next word may take this many budgets. It is given up when all have gone whom it is for, but
 /// whoever arrives meanwhile waits for its end.
 const ALONE: f64 = 2.5;
@@ -20,18 +29,15 @@ const ALONE: f64 = 2.5;
 pub(crate) struct Pace {
     budget_s: f64,
     most_tokens: usize,
-    /// Of a step that reads no prompt; `None` until there was one.
-    decode_s: Option<f64>,
-    /// Of steps that read prompts: where answers are written beside, and where none are.
-    beside: Line,
-    alone: Line,
+    /// Of steps that read prompts.
+    reading: Line,
     /// Of steps that read no prompt, by their number of tokens.
     by_tokens_s: [Option<f64>; MOST_MEASURED + 1],
 }
 
-/// The straight line through the latest steps: seconds by tokens of prompts. A pass reads the weights whatever its tokens
-/// are, so twice the tokens take less than twice the time: taken for proportional, small steps would look as dear as they
-/// are and stay small for ever.
+/// The straight line through the latest steps: seconds by tokens, of prompts and of answers alike, since all share the
+/// weights that are read once. A pass reads the weights whatever its tokens are, so twice the tokens take less than twice the
+/// time: taken for proportional, small steps would look as dear as they are and stay small for ever.
 #[derive(Clone, Copy, Debug, Default)]
 struct Line {
     /// Sums of weights, tokens, their squares, seconds, and tokens times seconds.
@@ -64,7 +70,8 @@ impl Line {
         let proportional = s / n;
         // Steps of nearly one size tell no slope. None is below a fifth, or the first odd step would stretch the next.
         let slope = if variance > 0.01 * n * n { (self.ns / self.w - n * s) / variance } else { proportional };
-        Some(n + (seconds - s) / slope.clamp(0.2 * proportional, proportional))
+        let tokens = n + (seconds - s) / slope.clamp(0.2 * proportional, proportional);
+        Some(tokens.min(FASTEST_GROWTH * n))
     }
 }
 
@@ -73,31 +80,24 @@ impl Pace {
         Pace {
             budget_s: if budget == Duration::MAX { f64::INFINITY } else { budget.as_secs_f64() },
             most_tokens: most_tokens.max(1),
-            decode_s: None,
-            beside: Line::default(),
-            alone: Line::default(),
+            reading: Line::default(),
             by_tokens_s: [None; MOST_MEASURED + 1],
         }
     }
 
-    /// Tokens of prompts for the next step, where `streams` answers are being written beside.
-    pub(crate) fn prompt_tokens(&self, streams: usize) -> usize {
+    /// Tokens of prompts for the next step, where `streams` answers are being written beside; `prompts_tokens` are those of
+    /// all prompts that are being read, whole.
+    pub(crate) fn prompt_tokens(&self, streams: usize, prompts_tokens: usize) -> usize {
         if self.budget_s == f64::INFINITY {
             return self.most_tokens;
         }
-        let fits = match streams {
-            0 => self.alone.tokens_in(ALONE * self.budget_s).or_else(|| self.beside.tokens_in(ALONE * self.budget_s)),
-            _ => {
-                let left_s = self.budget_s - self.decode_of(streams);
-                self.beside.tokens_in(left_s).or_else(|| self.alone.tokens_in(left_s))
-            }
+        let budgets = match streams {
+            0 => ALONE,
+            _ if prompts_tokens > MANY_TOKENS => LONGER,
+            _ => 1.0,
         };
-        (fits.unwrap_or(0.0) as usize).clamp(LEAST_TOKENS.min(self.most_tokens), self.most_tokens)
-    }
-
-    /// Seconds of a step of so many answers without a prompt: sixteen take several times as long as one.
-    fn decode_of(&self, streams: usize) -> f64 {
-        self.by_tokens_s.get(streams).copied().flatten().or(self.decode_s).unwrap_or(0.0)
+        let fits = self.reading.tokens_in(budgets * self.budget_s).unwrap_or(FIRST_TOKENS as f64);
+        (fits as usize).saturating_sub(streams).clamp(LEAST_TOKENS.min(self.most_tokens), self.most_tokens)
     }
 
     /// Whether it saves time to add `guesses` to a step of `tokens`, of which `hit_rate` come true: time for each token
@@ -113,23 +113,15 @@ impl Pace {
 
     /// Learns from a step with `prompt_tokens` beside `streams` answers, which had `guesses` with them.
     pub(crate) fn learn(&mut self, prompt_tokens: usize, streams: usize, guesses: usize, took: Duration) {
-        let took = took.as_secs_f64();
+        let (took, tokens) = (took.as_secs_f64(), prompt_tokens + streams + guesses);
         if prompt_tokens == 0 {
-            blend(&mut self.decode_s, took);
-            if let Some(measured) = self.by_tokens_s.get_mut(streams + guesses) {
-                blend(measured, took);
+            if let Some(measured) = self.by_tokens_s.get_mut(tokens) {
+                *measured = Some(measured.map_or(took, |old| old + NEWEST * (took - old)));
             }
-        } else if prompt_tokens >= LEAST_TOKENS.min(self.most_tokens) {
-            match streams {
-                0 => self.alone.learn(prompt_tokens as f64, took),
-                _ => self.beside.learn(prompt_tokens as f64, (took - self.decode_of(streams)).max(0.2 * took)),
-            }
+        } else if tokens >= LEAST_TOKENS.min(self.most_tokens) {
+            self.reading.learn(tokens as f64, took);
         }
     }
-}
-
-fn blend(average: &mut Option<f64>, new: f64) {
-    *average = Some(average.map_or(new, |old| old + NEWEST * (new - old)));
 }
 
 #[cfg(test)]
@@ -139,44 +131,61 @@ mod tests {
     #[test]
     fn chunks_fit_the_budget_once_a_step_was_measured() {
         let mut pace = Pace::new(Duration::from_millis(400), 512);
-        assert_eq!(pace.prompt_tokens(0), 64);
-        assert_eq!(Pace::new(Duration::MAX, 512).prompt_tokens(1), 512);
+        assert_eq!(pace.prompt_tokens(0, 128), 64);
+        assert_eq!(Pace::new(Duration::MAX, 512).prompt_tokens(1, 128), 512);
         pace.learn(64, 0, 0, Duration::from_millis(256));
-        assert_eq!(pace.prompt_tokens(0), 250);
-        assert_eq!(pace.prompt_tokens(4), 100, "what is known alone is a beginning");
-        pace.learn(100, 4, 0, Duration::from_secs(100));
-        assert_eq!(pace.prompt_tokens(4), 64);
+        assert_eq!(pace.prompt_tokens(4, 128), 96);
+        assert_eq!(pace.prompt_tokens(0, 128), 128, "no more than twice as many, although there is time");
+        pace.learn(96, 4, 0, Duration::from_secs(100));
+        assert_eq!(pace.prompt_tokens(4, 128), 32);
     }
 
     #[test]
     fn many_answers_leave_less_of_a_step_than_few() {
         let mut pace = Pace::new(Duration::from_millis(400), 512);
-        pace.learn(0, 2, 0, Duration::from_millis(50));
-        pace.learn(0, 16, 0, Duration::from_millis(200));
-        pace.learn(100, 2, 0, Duration::from_millis(150));
-        assert_eq!(pace.prompt_tokens(2), 350);
-        assert_eq!(pace.prompt_tokens(16), 200);
+        pace.learn(100, 2, 0, Duration::from_millis(204));
+        assert_eq!(pace.prompt_tokens(2, 128), 198);
+        assert_eq!(pace.prompt_tokens(16, 128), 184);
     }
 
-    /// As measured with four layers of Mixtral: 0.2 s for the weights, 2.7 ms for each token.
+    /// Seconds of a step as measured with four layers of Mixtral: reading the weights, then every token.
+    fn mixtral_s(tokens: usize) -> f64 {
+        0.128 + 0.0015 * tokens as f64
+    }
+
     #[test]
     fn chunks_grow_to_the_budget_although_small_ones_are_dear() {
         let mut pace = Pace::new(Duration::from_millis(400), 512);
-        let took = |tokens: usize| 0.2 + 0.0027 * tokens as f64;
         for _ in 0..20 {
-            let tokens = pace.prompt_tokens(4);
-            assert!(took(tokens) < 0.44, "{tokens}");
-            pace.learn(tokens, 4, 0, Duration::from_secs_f64(took(tokens)));
+            let tokens = pace.prompt_tokens(4, 128);
+            assert!(mixtral_s(tokens + 4) < 0.44, "{tokens}");
+            pace.learn(tokens, 4, 0, Duration::from_secs_f64(mixtral_s(tokens + 4)));
         }
-        assert!(pace.prompt_tokens(4) > 70, "{}", pace.prompt_tokens(4));
+        assert!((165..185).contains(&pace.prompt_tokens(4, 128)), "{}", pace.prompt_tokens(4, 128));
         // A busy neighbour makes one step slow; the size comes back.
-        pace.learn(74, 4, 0, Duration::from_secs(1));
-        assert!(pace.prompt_tokens(4) < 68);
+        pace.learn(177, 4, 0, Duration::from_secs(1));
+        assert!(pace.prompt_tokens(4, 128) < 160);
         for _ in 0..30 {
-            let tokens = pace.prompt_tokens(4);
-            pace.learn(tokens, 4, 0, Duration::from_secs_f64(took(tokens)));
+            let tokens = pace.prompt_tokens(4, 128);
+            pace.learn(tokens, 4, 0, Duration::from_secs_f64(mixtral_s(tokens + 4)));
         }
-        assert!(pace.prompt_tokens(4) > 68, "{}", pace.prompt_tokens(4));
+        assert!(pace.prompt_tokens(4, 128) > 165, "{}", pace.prompt_tokens(4, 128));
+    }
+
+    #[test]
+    fn long_prompts_get_longer_steps_that_stay_below_half_a_second() {
+        let mut pace = Pace::new(Duration::from_millis(300), 512);
+        let mut chunks = Vec::new();
+        while chunks.iter().sum::<usize>() < 2000 {
+            let tokens = pace.prompt_tokens(4, 2000);
+            let took = mixtral_s(tokens + 4);
+            assert!(took < 0.5, "{chunks:?}, {tokens}");
+            pace.learn(tokens, 4, 0, Duration::from_secs_f64(took));
+            chunks.push(tokens);
+        }
+        assert!(chunks.len() < 13, "{chunks:?}");
+        let tokens = pace.prompt_tokens(4, 500);
+        assert!((100..120).contains(&tokens), "{tokens}");
     }
 
     #[test]

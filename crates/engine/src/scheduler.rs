@@ -242,7 +242,8 @@ impl Core {
         }
         let wishes: Vec<Wish> =
             readers.iter().map(|&i| Wish { priority: self.rank(i).0, tokens: self.chunk(i) }).collect();
-        let given = shares(&wishes, self.pace.prompt_tokens(streams));
+        let whole = readers.iter().map(|&i| self.sequences[i].uncached_tokens()).sum();
+        let given = shares(&wishes, self.pace.prompt_tokens(streams, whole));
         for (&index, n_tokens) in readers.iter().zip(given) {
             if n_tokens > 0 && self.sequences[index].place.is_some() && self.give(index, n_tokens) {
                 let slot = self.slots.last_mut().expect("it was just given");
@@ -278,10 +279,10 @@ impl Core {
         if !sequence.started {
             sequence.started = true;
             let (prompt_tokens, cached_tokens) = (sequence.prompt_tokens, sequence.usage().cached_tokens);
-            sequence.job.send(Event::Started { prompt_tokens, cached_tokens });
             self.shared.counters.waiting.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
             add(&self.shared.counters.prompt_tokens, prompt_tokens);
             add(&self.shared.counters.cached_tokens, cached_tokens);
+            sequence.job.send(Event::Started { prompt_tokens, cached_tokens });
         }
         let logits = match (sequence.is_scored(), n_tokens == pending) {
             (true, _) => Logits::All,
@@ -359,6 +360,11 @@ impl Sequence {
         }
         let left = stop.max_tokens.map_or(usize::MAX, |max| max.saturating_sub(self.n_drawn()));
         left.min(context.saturating_sub(self.tokens.len()))
+    }
+
+    /// Tokens that had to be, or have to be, computed before the answer goes on.
+    fn uncached_tokens(&self) -> usize {
+        self.tokens.len().saturating_sub(self.cached_tokens.unwrap_or(0))
     }
 
     /// Whether logits of every token of the prompt are wanted.
