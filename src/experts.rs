@@ -65,7 +65,7 @@ struct Text {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let cannot = || format!("cannot open {}", args.model.display());
-    let checkpoint = Arc::new(Checkpoint::open(&args.model).with_context(cannot)?);
+    let checkpoint = Arc::new(Checkpoint::open(&args.model)?);
     let threads = args.threads.map_or_else(octet_kernels::cpu::available_threads, usize::from);
     let model = Layerwise::new(checkpoint.clone(), threads)?;
     let config = model.config();

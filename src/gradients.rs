@@ -69,7 +69,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn open(path: &Path, args: &Args, trained: Trained) -> anyhow::Result<Model> {
     let cannot = || format!("cannot open {}", path.display());
-    let checkpoint = Arc::new(Checkpoint::open(path).with_context(cannot)?);
+    let checkpoint = Arc::new(Checkpoint::open(path)?);
     Model::new(checkpoint, args.threads.unwrap_or_else(Model::default_threads), trained).with_context(cannot)
 }
 

@@ -95,7 +95,7 @@ impl RunOptions {
 
     /// The checkpoint at `path`, of which no weights are read yet. Errors: it is none, or will not fit in memory.
     pub fn checkpoint(&self, path: &Path) -> anyhow::Result<Arc<Checkpoint>> {
-        let checkpoint = Arc::new(Checkpoint::open(path).with_context(|| cannot_open(path))?);
+        let checkpoint = Arc::new(Checkpoint::open(path)?);
         if !self.load_anyway {
             crate::plan::check_fits(&checkpoint, &self.open_options()?)?;
         }

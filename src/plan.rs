@@ -206,24 +206,31 @@ pub fn fit(
     Fit { context: usage.context, footprint, fits, advice }
 }
 
-/// The least loss that fits: a shorter context if it is half of what was asked for, else the finest mix.
+/// The least loss that fits: a shorter context if it is half of what was asked for, else the finest smaller mix, else a
+/// context as long as there is room for, else both.
 fn advice(params: &Params, element_type: impl Fn(TensorName) -> ElementType, usage: &Use, memory: Memory) -> String {
-    let room = longest_context(params, element_type, usage, memory);
+    let room = longest_context(params, &element_type, usage, memory);
+    let shorter = format!("with --context {room} it would");
     if room >= LEAST_CONTEXT && room >= usage.context / 2 {
-        return format!("with --context {room} it would");
+        return shorter;
     }
-    let fits = |mix: &Mix, context: usize| {
-        let usage = Use { context, ..*usage };
-        Footprint::new(params, |name| mix.element_type(name, params), &usage).total() <= memory.available
+    let own = Footprint::new(params, element_type, usage).weights;
+    let finest = |context: usize| {
+        Mix::all().find(|mix| {
+            let quantized = Footprint::new(params, |name| mix.element_type(name, params), &Use { context, ..*usage });
+            quantized.weights < own && quantized.total() <= memory.available
+        })
     };
-    let contexts = [usage.context, usage.context.min(LEAST_CONTEXT)];
-    for context in contexts {
-        if let Some(mix) = Mix::all().find(|mix| fits(mix, context)) {
-            let shorter = if context < usage.context { format!(" and --context {context}") } else { String::new() };
-            return format!("quantized to {}{shorter} it would", mix.name());
-        }
+    if let Some(mix) = finest(usage.context) {
+        return format!("quantized to {} it would", mix.name());
     }
-    "no quantization of it would".into()
+    if room >= LEAST_CONTEXT {
+        return shorter;
+    }
+    match finest(usage.context.min(LEAST_CONTEXT)) {
+        Some(mix) => format!("quantized to {} and --context {LEAST_CONTEXT} it would", mix.name()),
+        None => "no quantization of it would".into(),
+    }
 }
 
 /// The longest context for each user that fits, in whole pages of 64 tokens; 0 if the weights alone do not.

@@ -1,5 +1,6 @@
 //! What can be wrong with a checkpoint, said in one line that names the file, the tensor or key, and the way out.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Why a checkpoint cannot be read.
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum Error {
     /// The system refused to open, map or list something.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", path.display(), remedied(source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -116,6 +117,15 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+/// What the system said, and what to do where that is plain.
+fn remedied(source: &std::io::Error) -> String {
+    match source.kind() {
+        ErrorKind::NotFound => "there is no such file or folder; check the path".into(),
+        ErrorKind::PermissionDenied => "this user may not open it; change its permissions".into(),
+        _ => source.to_string(),
+    }
 }
 
 impl Error {
