@@ -139,7 +139,7 @@ fn an_adapter_answers_in_the_terminal_and_over_http() {
     let (model, data, out) = (model(&scratch), letters(&scratch), scratch.path("out"));
     let run = ["finetune", text(&model), text(&data), "--out", text(&out), "--rate", "0.01", "--steps", "40"];
     octet(run.into_iter().chain(["--batch", "8", "--targets", "attention,experts,router"])).succeeded();
-    let asked = ["--chat", "--temperature", "0", "--max-tokens", "3", "--quiet", "c"];
+    let asked = ["--chat", "--temperature", "0", "--max-tokens", "24", "--quiet", "c"];
     let say = |more: &[&str]| {
         octet(["generate", text(&model)].into_iter().chain(more.iter().copied()).chain(asked)).succeeded()
     };
@@ -159,7 +159,7 @@ fn an_adapter_answers_in_the_terminal_and_over_http() {
         said.find_map(|line| Some(line.split_once("http://")?.1.to_owned())).expect("it says where it serves");
     let answer = |model: &str| {
         let message = json!({"role": "user", "content": "c"});
-        let body = json!({"model": model, "messages": [message], "temperature": 0, "max_tokens": 3}).to_string();
+        let body = json!({"model": model, "messages": [message], "temperature": 0, "max_tokens": 24}).to_string();
         http(&address, "POST /v1/chat/completions", &body)
     };
     let [of_model, of_adapter] =

@@ -173,8 +173,12 @@ impl PrefixCache {
         node.saved
     }
 
-    /// Gives up a leaf that holds `page`, although others hold it too: whoever goes on in that page then need not copy it.
+    /// Gives up a leaf whose page one sequence holds, which then need not copy it to go on in it. Where a second one holds
+    /// it, it would be copied all the same, and that one may stand at this very node.
     pub(crate) fn forget(&mut self, cache: &mut KvCache, page: u32) -> bool {
+        if cache.holders(page) != 2 {
+            return false;
+        }
         let holds = |(_, leaf): &&(u64, NodeId)| self.node(*leaf).page == page;
         let Some(&(_, leaf)) = self.leaves.iter().find(holds) else { return false };
         self.remove(cache, leaf);
@@ -232,4 +236,52 @@ impl PrefixCache {
 
 pub(crate) fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use octet_kernels::KvType;
+    use octet_model::Config;
+
+    use super::*;
+
+    fn cache() -> KvCache {
+        let config = Config {
+            dim: 8,
+            n_layers: 1,
+            head_dim: 4,
+            hidden_dim: 8,
+            n_heads: 2,
+            n_kv_heads: 1,
+            vocab_size: 8,
+            norm_eps: 1e-5,
+            rope_theta: 1e4,
+            sliding_window: None,
+            context_length: None,
+            num_experts: 1,
+            num_experts_per_tok: 1,
+            routed: false,
+        };
+        KvCache::new(&config, KvType::F32, 4 * KvCache::PAGE_TOKENS).unwrap()
+    }
+
+    #[test]
+    fn a_page_where_another_sequence_stands_is_not_forgotten() {
+        let mut cache = cache();
+        let mut tree = PrefixCache::new(None);
+        let root = tree.root(Variant { experts_per_token: 1, adapter: None }, &[]);
+        let tokens: Vec<u32> = (0..KvCache::PAGE_TOKENS as u32).collect();
+        let page = cache.take().unwrap();
+        let node = tree.insert(&mut cache, root, &tokens, page).node;
+        let [one_goes_on_in_it, another_stands_at_it] = [cache.add_sequence(), cache.add_sequence()];
+        cache.adopt_part(one_goes_on_in_it, page, 5);
+        cache.adopt(another_stands_at_it, page);
+        cache.release(page);
+        assert!(!tree.forget(&mut cache, page));
+        assert_eq!(tree.next(root, &tokens).map(|found| found.node), Some(node));
+
+        cache.remove_sequence(another_stands_at_it);
+        assert!(tree.forget(&mut cache, page));
+        assert_eq!((tree.next(root, &tokens), cache.holders(page)), (None, 1));
+    }
 }

@@ -29,6 +29,8 @@ pub(crate) trait Format: Sized {
     const SUM_COLUMNS: usize;
     /// Columns that share an integer scale, 16 or 32; not fewer than are summed in 16 bits.
     const SCALE_COLUMNS: usize = Self::SUM_COLUMNS;
+    /// Whether the sum of a scale's columns always fits a signed number of 16 bits.
+    const SMALL_SUMS: bool = false;
     /// An unsigned code stands for `code - 2^OFFSET_BITS`; 0 for the code itself.
     const OFFSET_BITS: i32 = 0;
     /// Columns that share a minimum, 16 or 32; 0 if there are none.
@@ -54,6 +56,15 @@ pub(crate) trait Format: Sized {
     /// # Safety
     /// See `new`.
     unsafe fn codes(&self, group: &Self::Group, vector: usize) -> __m256i;
+    /// The same where there is VL of AVX-512 too.
+    ///
+    /// # Safety
+    /// See `new`.
+    #[inline(always)]
+    unsafe fn codes_avx512(&self, group: &Self::Group, vector: usize) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe { self.codes(group, vector) }
+    }
     /// The scale of the sum that run `run` belongs to: an integer, twice in 16 bits.
     ///
     /// # Safety
@@ -263,7 +274,7 @@ unsafe fn vnni_group<F: Format, const T: usize>(
                 _ => _mm256_madd_epi16(x.word(minus_sum, t), offset),
             });
             for vector in run * 8 / runs..(run + 1) * 8 / runs {
-                let q = format.codes(codes, vector);
+                let q = format.codes_avx512(codes, vector);
                 for (t, sum) in sums.iter_mut().enumerate() {
                     *sum = _mm256_dpbusd_epi32(*sum, q, x.word(8 * group + vector, t));
                 }
@@ -272,9 +283,14 @@ unsafe fn vnni_group<F: Format, const T: usize>(
                 s.ints = sums;
                 continue;
             }
-            let scale = _mm256_srai_epi32::<16>(format.scale(2 * group + run));
+            let twice = format.scale(2 * group + run);
             for (sum, run) in s.ints.iter_mut().zip(sums) {
-                *sum = _mm256_add_epi32(*sum, _mm256_mullo_epi32(run, scale));
+                *sum = if F::SMALL_SUMS {
+                    // The upper half of a sum that fits 16 bits is only its sign.
+                    _mm256_dpwssd_epi32(*sum, run, _mm256_srli_epi32::<16>(twice))
+                } else {
+                    _mm256_add_epi32(*sum, _mm256_mullo_epi32(run, _mm256_srai_epi32::<16>(twice)))
+                };
             }
         }
     }

@@ -20,18 +20,19 @@ pub(crate) unsafe fn halves(at: *const u8) -> __m256 {
     unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
 }
 
-/// Every byte shifted right by a number of bits that is not known before, and masked.
+/// Every byte shifted right by a number of bits that is not known before, and masked. A shift by a vector of counts is one
+/// step for the processor, that by a single count two.
 #[inline(always)]
-pub(crate) unsafe fn shifted(v: __m256i, shift: __m128i, mask: u8) -> __m256i {
+unsafe fn shifted(v: __m256i, shift: __m256i, mask: u8) -> __m256i {
     // SAFETY: the caller's machine has AVX2.
-    unsafe { _mm256_and_si256(_mm256_srl_epi16(v, shift), _mm256_set1_epi8(mask as i8)) }
+    unsafe { _mm256_and_si256(_mm256_srlv_epi32(v, shift), _mm256_set1_epi8(mask as i8)) }
 }
 
-/// A number of bits for [`shifted`].
+/// A number of bits for [`shifted`], or, with AVX-512, for a rotation to the right.
 #[inline(always)]
-pub(crate) unsafe fn shift(bits: usize) -> __m128i {
-    // SAFETY: the caller's machine has SSE2.
-    unsafe { _mm_cvtsi32_si128(bits as i32) }
+unsafe fn shift(bits: i32) -> __m256i {
+    // SAFETY: the caller's machine has AVX2.
+    unsafe { _mm256_set1_epi32(bits) }
 }
 
 /// Every byte shifted by bits known before, right from `from` to a lower `to` or left to a higher one, and masked.
@@ -95,12 +96,25 @@ unsafe fn two_unsigned(v: __m256i, index: usize) -> __m256i {
 /// Codes of a group: vectors of low bits, vectors of high bits, and where in their bytes the group's are.
 pub(crate) struct KGroup {
     low: *const u8,
-    low_shift: __m128i,
+    low_shift: __m256i,
     high: *const u8,
-    high_shift: __m128i,
+    high_shift: __m256i,
+    /// Rotates high bits to where they stand above the low ones.
+    high_turn: __m256i,
 }
 
 impl KGroup {
+    /// Of a group, its low bits begin at bit `low_bit` of the bytes at `low`, its high bits at `high_bit` of those at `high`; a
+    /// code has `n_low` low bits.
+    #[inline(always)]
+    unsafe fn new(low: *const u8, low_bit: usize, high: *const u8, high_bit: usize, n_low: usize) -> KGroup {
+        // SAFETY: the caller's machine has AVX2.
+        unsafe {
+            let [low_shift, high_shift] = [low_bit, high_bit].map(|bit| shift(bit as i32));
+            KGroup { low, low_shift, high, high_shift, high_turn: shift(high_bit as i32 - n_low as i32) }
+        }
+    }
+
     /// Vectors of the low bits, `0 <= vector < 8`, in runs of four that lie side by side.
     #[inline(always)]
     unsafe fn low(&self, i: usize, mask: u8) -> __m256i {
@@ -113,6 +127,21 @@ impl KGroup {
     unsafe fn high(&self, i: usize, mask: u8) -> __m256i {
         // SAFETY: as above.
         unsafe { shifted(vector(self.high, 0, i), self.high_shift, mask) }
+    }
+
+    /// Vectors of codes of `LOW + HIGH` bits, by AVX-512: what a rotation brings from other bytes is masked away.
+    #[inline(always)]
+    unsafe fn joined<const LOW: u32, const HIGH: u32>(&self, i: usize) -> __m256i {
+        /// Bits of `a` where `c` has ones, of `b` where it has zeros.
+        const CHOOSE: i32 = 0b1110_0100;
+        let (low_mask, mask) = ((1i8 << LOW) - 1, (1i8 << (LOW + HIGH)) - 1);
+        // SAFETY: as above, and the caller's machine has AVX-512VL.
+        unsafe {
+            let low = _mm256_srlv_epi32(vector(self.low, 0, i), self.low_shift);
+            let high = _mm256_rorv_epi32(vector(self.high, 0, i), self.high_turn);
+            let both = _mm256_ternarylogic_epi32::<CHOOSE>(low, high, _mm256_set1_epi8(low_mask));
+            _mm256_and_si256(both, _mm256_set1_epi8(mask))
+        }
     }
 }
 
@@ -173,8 +202,7 @@ impl<const FIFTH: bool> Format for Q45K<FIFTH> {
         // SAFETY: as above.
         unsafe {
             let low = self.tile.add(if FIFTH { 384 } else { 128 } + group / 2 * 256);
-            let (low_shift, high_shift) = (shift(group % 2 * 4), shift(group));
-            KGroup { low, low_shift, high: self.tile.add(128), high_shift }
+            KGroup::new(low, group % 2 * 4, self.tile.add(128), group, 4)
         }
     }
     #[inline(always)]
@@ -187,6 +215,11 @@ impl<const FIFTH: bool> Format for Q45K<FIFTH> {
                 true => _mm256_or_si256(low, _mm256_slli_epi16::<4>(group.high(i, 1))),
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn codes_avx512(&self, group: &KGroup, i: usize) -> __m256i {
+        // SAFETY: as above.
+        unsafe { if FIFTH { group.joined::<4, 1>(i) } else { group.low(i, 15) } }
     }
     #[inline(always)]
     unsafe fn scale(&self, run: usize) -> __m256i {
@@ -230,14 +263,18 @@ impl Format for Q6K {
         // SAFETY: as above.
         unsafe {
             let low = self.tile.add(128 + half * 512 + quarter % 2 * 256);
-            let (low_shift, high_shift) = (shift(quarter / 2 * 4), shift(quarter * 2));
-            KGroup { low, low_shift, high: self.tile.add(1152 + half * 256), high_shift }
+            KGroup::new(low, quarter / 2 * 4, self.tile.add(1152 + half * 256), quarter * 2, 4)
         }
     }
     #[inline(always)]
     unsafe fn codes(&self, group: &KGroup, i: usize) -> __m256i {
         // SAFETY: as above.
         unsafe { _mm256_or_si256(group.low(i, 15), _mm256_slli_epi16::<4>(group.high(i, 3))) }
+    }
+    #[inline(always)]
+    unsafe fn codes_avx512(&self, group: &KGroup, i: usize) -> __m256i {
+        // SAFETY: as above.
+        unsafe { group.joined::<4, 2>(i) }
     }
     #[inline(always)]
     unsafe fn scale(&self, run: usize) -> __m256i {
@@ -259,6 +296,7 @@ pub(crate) struct Q3K {
 
 impl Format for Q3K {
     const SUM_COLUMNS: usize = 16;
+    const SMALL_SUMS: bool = true;
     const OFFSET_BITS: i32 = 2;
     const BYTES: usize = 880;
     type Group = KGroup;
@@ -280,15 +318,17 @@ impl Format for Q3K {
     #[inline(always)]
     unsafe fn group(&self, group: usize) -> KGroup {
         // SAFETY: as above.
-        unsafe {
-            let low = self.tile.add(352 + group / 4 * 256);
-            KGroup { low, low_shift: shift(group % 4 * 2), high: self.tile.add(96), high_shift: shift(group) }
-        }
+        unsafe { KGroup::new(self.tile.add(352 + group / 4 * 256), group % 4 * 2, self.tile.add(96), group, 2) }
     }
     #[inline(always)]
     unsafe fn codes(&self, group: &KGroup, i: usize) -> __m256i {
         // SAFETY: as above.
         unsafe { _mm256_or_si256(group.low(i, 3), _mm256_slli_epi16::<2>(group.high(i, 1))) }
+    }
+    #[inline(always)]
+    unsafe fn codes_avx512(&self, group: &KGroup, i: usize) -> __m256i {
+        // SAFETY: as above.
+        unsafe { group.joined::<2, 1>(i) }
     }
     #[inline(always)]
     unsafe fn scale(&self, run: usize) -> __m256i {
@@ -308,6 +348,7 @@ pub(crate) struct Q2K {
 
 impl Format for Q2K {
     const SUM_COLUMNS: usize = 16;
+    const SMALL_SUMS: bool = true;
     const MINIMUM_COLUMNS: usize = 16;
     const BYTES: usize = 672;
     type Group = KGroup;
@@ -320,8 +361,8 @@ impl Format for Q2K {
     unsafe fn group(&self, group: usize) -> KGroup {
         // SAFETY: as above.
         unsafe {
-            let (low, low_shift) = (self.tile.add(160 + group / 4 * 256), shift(group % 4 * 2));
-            KGroup { low, low_shift, high: low, high_shift: low_shift }
+            let low = self.tile.add(160 + group / 4 * 256);
+            KGroup::new(low, group % 4 * 2, low, 0, 0)
         }
     }
     #[inline(always)]

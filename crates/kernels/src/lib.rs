@@ -32,6 +32,7 @@ mod experts;
 mod experts_tests;
 mod float_matmul;
 pub mod gradients;
+mod interleave;
 mod kv_pages;
 mod lanes;
 #[cfg(target_arch = "x86_64")]

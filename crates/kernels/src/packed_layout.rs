@@ -30,6 +30,8 @@
 
 use octet_checkpoint::ElementType;
 
+use crate::interleave;
+
 /// Rows of a panel.
 pub(crate) const ROWS: usize = 8;
 /// Columns of a whole tile, and activations that share a scale.
@@ -47,6 +49,9 @@ pub(crate) fn pack_tile(kind: ElementType, rows: &[u8], row_bytes: usize, at: us
     use ElementType::*;
     let bytes = cols / kind.block_len() * kind.block_bytes();
     let blocks: [&[u8]; ROWS] = std::array::from_fn(|row| &rows[row * row_bytes + at..][..bytes]);
+    for row in 0..ROWS {
+        interleave::soon(ahead(rows, row * row_bytes + at + 2 * bytes, bytes));
+    }
     let mut out = Sections { blocks, tile };
     match kind {
         F32 => out.interleave::<4>(0, cols),
@@ -92,6 +97,12 @@ pub(crate) fn pack_tile(kind: ElementType, rows: &[u8], row_bytes: usize, at: us
     debug_assert!(out.tile.is_empty(), "the sections fill the tile");
 }
 
+/// What `bytes` has of the `len` bytes at `at`.
+fn ahead(bytes: &[u8], at: usize, len: usize) -> &[u8] {
+    let at = at.min(bytes.len());
+    &bytes[at..bytes.len().min(at + len)]
+}
+
 /// The blocks of eight rows, and the part of the tile that is not yet written.
 struct Sections<'a, 't> {
     blocks: [&'a [u8]; ROWS],
@@ -106,14 +117,15 @@ impl Sections<'_, '_> {
         self.tile = rest;
     }
 
-    /// `count` elements of `SIZE` bytes from byte `from` of every row, element by element.
+    /// `count` elements of `SIZE` bytes from byte `from` of every row, in turn.
     fn interleave<const SIZE: usize>(&mut self, from: usize, count: usize) {
         let tile = std::mem::take(&mut self.tile);
         let (here, rest) = tile.split_at_mut(count * SIZE * ROWS);
-        for (row, block) in self.blocks.iter().enumerate() {
-            let elements = block[from..][..count * SIZE].as_chunks::<SIZE>().0;
-            let places = here.as_chunks_mut::<SIZE>().0[row..].iter_mut().step_by(ROWS);
-            places.zip(elements).for_each(|(place, element)| *place = *element);
+        let elements = self.blocks.map(|block| &block[from..][..count * SIZE]);
+        if SIZE == 4 {
+            interleave::words(elements, here);
+        } else {
+            interleave::one_by_one::<SIZE>(elements, here);
         }
         self.tile = rest;
     }

@@ -1,0 +1,87 @@
+//! Elements of eight rows put in turn: row 0's first, row 1's first, … row 7's first, row 0's second, …
+//!
+//! A 4 x 8 transpose of 32-bit elements at a time, by four-lane shuffles where the processor has them for certain. Bytes from
+//! a file come row after row in short runs, too short for the processor to foresee them: they are asked for ahead.
+
+use crate::packed_layout::ROWS;
+
+/// Puts the 32-bit elements of `rows`, all of one length, in turn into `out`.
+pub(crate) fn words(rows: [&[u8]; ROWS], out: &mut [u8]) {
+    let rows = rows.map(|row| row.as_chunks::<16>());
+    let (blocks, rest) = out.as_chunks_mut::<{ 16 * ROWS }>();
+    for (at, block) in blocks.iter_mut().enumerate() {
+        four_words(rows.map(|(quads, _)| &quads[at]), block);
+    }
+    one_by_one::<4>(rows.map(|(_, rest)| rest), rest);
+}
+
+/// Puts elements of `SIZE` bytes in turn.
+pub(crate) fn one_by_one<const SIZE: usize>(rows: [&[u8]; ROWS], out: &mut [u8]) {
+    for (row, elements) in rows.iter().enumerate() {
+        let places = out.as_chunks_mut::<SIZE>().0.iter_mut().skip(row).step_by(ROWS);
+        places.zip(elements.as_chunks::<SIZE>().0).for_each(|(place, element)| *place = *element);
+    }
+}
+
+/// Four elements of every row.
+#[cfg(target_arch = "x86_64")]
+fn four_words(rows: [&[u8; 16]; ROWS], out: &mut [u8; 16 * ROWS]) {
+    use std::arch::x86_64::*;
+    // SAFETY: SSE2 is part of x86-64, each load reads the sixteen bytes of a row, and each store writes sixteen of `out`'s.
+    unsafe {
+        let quads = rows.map(|row| _mm_loadu_si128(row.as_ptr().cast()));
+        for half in 0..2 {
+            let [a, b, c, d] = [quads[4 * half], quads[4 * half + 1], quads[4 * half + 2], quads[4 * half + 3]];
+            let [ab, cd] = [_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d)];
+            let [ab_late, cd_late] = [_mm_unpackhi_epi32(a, b), _mm_unpackhi_epi32(c, d)];
+            let columns = [
+                _mm_unpacklo_epi64(ab, cd),
+                _mm_unpackhi_epi64(ab, cd),
+                _mm_unpacklo_epi64(ab_late, cd_late),
+                _mm_unpackhi_epi64(ab_late, cd_late),
+            ];
+            for (place, column) in out.as_chunks_mut::<16>().0[half..].iter_mut().step_by(2).zip(columns) {
+                _mm_storeu_si128(place.as_mut_ptr().cast(), column);
+            }
+        }
+    }
+}
+
+/// Four elements of every row.
+#[cfg(not(target_arch = "x86_64"))]
+fn four_words(rows: [&[u8; 16]; ROWS], out: &mut [u8; 16 * ROWS]) {
+    one_by_one::<4>(rows.map(|row| row.as_slice()), out);
+}
+
+/// Asks for the cache lines of `bytes`, which will be read soon.
+#[inline]
+pub(crate) fn soon(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch changes nothing and cannot fault; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shuffles_give_what_single_copies_give() {
+        for count in [0, 1, 3, 4, 7, 35, 48] {
+            let data: Vec<u8> = (0..ROWS * count * 4).map(|i| (i * 151 % 256) as u8).collect();
+            let rows = std::array::from_fn(|row| &data[row * count * 4..][..count * 4]);
+            let mut out = [vec![0; data.len()], vec![0; data.len()]];
+            words(rows, &mut out[0]);
+            one_by_one::<4>(rows, &mut out[1]);
+            assert_eq!(out[0], out[1], "{count} elements a row");
+            for (place, element) in out[0].chunks(4).enumerate() {
+                assert_eq!(element, &rows[place % ROWS][place / ROWS * 4..][..4], "element {place} of {count} a row");
+            }
+        }
+    }
+}
