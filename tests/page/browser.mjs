@@ -59,12 +59,13 @@ export async function say(page, text) {
   await composer(page).press('Enter');
 }
 
-/** Waits until nothing is written any more. */
+/** Waits until nothing is written any more, and the last answer is drawn: what has just come into view has no text for a frame. */
 export async function finished(page) {
   await page.locator('article').last().waitFor();
   await page.waitForFunction(() => {
     const last = [...document.querySelectorAll('article')].at(-1);
-    return last && !last.classList.contains('mine') && last.getAttribute('aria-busy') !== 'true';
+    const isOver = last && !last.classList.contains('mine') && last.getAttribute('aria-busy') !== 'true';
+    return isOver && last.querySelector('.content').innerText.trim() !== '';
   });
 }
 
@@ -136,12 +137,15 @@ export async function greedy(messages, max_tokens) {
 
 export const idOf = (page) => page.url().split('#/chat/')[1];
 
-/** How much slower than a machine of 2024 this one is now, at least 1: limits on times are multiplied by it. */
-export function slowness() {
-  const start = performance.now();
+/** How much slower than a machine of 2024 this one is, at least 1, by a clock of ms: limits on times are multiplied by it. */
+function slownessBy(clock) {
+  const start = clock();
   let x = 0;
   for (let i = 0; i < 3e7; i++) x = (x * 31 + i) | 0;
   assert.notEqual(x, 1);
-  const wall = performance.now() - start;
-  return Math.max(1, wall / 40);
+  return Math.max(1, (clock() - start) / 40);
 }
+/** As it is now, with all others that work on it. */
+export const slowness = () => slownessBy(() => performance.now());
+/** Its processor alone. */
+export const cpuSlowness = () => slownessBy(() => process.cpuUsage().user / 1000);

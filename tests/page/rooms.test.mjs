@@ -48,6 +48,14 @@ test('two models answer one prompt, and the place where they part is marked with
   else assert.match(shown[1], /^below/);
   assert.equal((await page.locator('.columns mark').first().innerText()).trim(), a[at].token.trim());
   assert.match(page.url(), /models=dense%2Ccoarse/);
+  // Somebody else is given the question with its columns.
+  await page.getByRole('button', { name: 'Copy link' }).click();
+  await page.getByRole('button', { name: 'Copied' }).waitFor();
+  const link = await page.evaluate(() => navigator.clipboard.readText());
+  const theirs = await enter(t, link.slice(base.length));
+  await theirs.locator('.columns section').nth(1).waitFor();
+  assert.equal(await theirs.getByLabel('Prompt', { exact: true }).inputValue(), QUESTION);
+  assert.deepEqual(await theirs.locator('.columns select[aria-label^="Model of column"]').evaluateAll((all) => all.map(({ value }) => value)), ['dense', 'coarse']);
 });
 
 test('a blind comparison hides names and speeds until the vote, which is counted in this browser', async (t) => {
@@ -88,9 +96,97 @@ test('columns come and go, an answer stops, and an error stands in its column', 
   assert.equal(await page.getByLabel('Prompt', { exact: true }).inputValue(), long);
 });
 
+test('a column may be a model of another server, asked through ours with a key that no browser sees', async (t) => {
+  const page = await enter(t, '/#/compare?models=dense,locked/small&max_tokens=16&difference=1', { expected: [/status of 502/] });
+  const bodies = [];
+  page.on('response', (response) => response.url().includes('/octet/') && bodies.push(response.text().catch(() => '')));
+  await page.reload();
+  await page.locator('.columns select').first().waitFor();
+  const second = page.getByLabel('Model of column 2', { exact: true });
+  assert.equal(await second.inputValue(), 'locked/small');
+  assert.deepEqual(await second.locator('optgroup').evaluateAll((all) => all.map(({ label }) => label.split(':')[0])), ['This server', 'locked', 'gone']);
+  await compared(page);
+  const [own, other] = await page.locator('.columns section').all();
+  assert.match(await other.locator('.stats').innerText(), /16 tokens · [\d.,]+ tok\/s · .* to the first token · .* in all/);
+  // The same weights say the same, wherever they are.
+  assert.equal(await other.locator('.answer').innerText(), await own.locator('.answer').innerText());
+  await page.getByText('locked/small says the same, to the end.').waitFor();
+  assert.ok(!(await Promise.all(bodies)).join('').includes('secret'));
+  // What cannot be asked says so in its column, and the others go on.
+  await page.evaluate(() => (location.hash = '/experts'));
+  await page.evaluate(() => (location.hash = '/compare?models=dense,locked/nothing,gone/any&max_tokens=4'));
+  await page.locator('.columns section').nth(2).waitFor();
+  await page.getByRole('button', { name: 'Ask all' }).click();
+  await page.locator('.columns section').nth(1).getByText(/^locked answers 404: model 'nothing' not found/).waitFor();
+  await page.locator('.columns section').nth(2).getByText(/^gone cannot be asked: no connection: /).waitFor();
+  await page.locator('.columns section').first().getByText('4 tokens').waitFor();
+  // Nobody leads the server elsewhere.
+  for (const name of ['http:%2F%2F127.0.0.1:9', 'other', '..', '127.0.0.1:9']) {
+    const response = await fetch(`${base}/octet/peers/${name}/chat/completions`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"model":"small"}' });
+    assert.equal(response.status, 404, name);
+  }
+});
+
+test('an adapter is chosen for a conversation, and for a column: the same model before and after fine-tuning', async (t) => {
+  const body = { messages: [{ role: 'user', content: QUESTION }], temperature: 0, max_tokens: 12 };
+  const [plain, tuned] = await Promise.all(['dense', 'tuned'].map(async (model) => (await ask('/v1/chat/completions', { ...body, model })).choices[0].message.content.trim()));
+  assert.notEqual(plain, tuned);
+  const page = await enter(t, '/');
+  await page.getByLabel('Model', { exact: true }).selectOption('dense');
+  const adapter = page.getByLabel('Adapter: Model');
+  await adapter.selectOption('tuned');
+  await page.getByText('with the adapter tuned').waitFor();
+  await settings(page, { 'Most tokens': 12, Temperature: 0 });
+  await say(page, QUESTION);
+  await finished(page);
+  // A list's numbers are not part of what is shown as its text.
+  const words = (text) => text.replaceAll(/^\d+\. |[*#]/gm, '').replaceAll(/\s+/g, ' ').trim();
+  assert.equal(words(await lastAnswer(page).locator('.content').innerText()), words(tuned));
+  await page.reload();
+  await lastAnswer(page).waitFor();
+  assert.equal(await page.getByLabel('Model', { exact: true }).inputValue(), 'dense');
+  assert.equal(await adapter.inputValue(), 'tuned');
+  await adapter.selectOption('');
+  await page.getByRole('button', { name: 'Again' }).last().click();
+  await page.getByText('2 of 2').waitFor();
+  await finished(page);
+  assert.equal(words(await lastAnswer(page).locator('.content').innerText()), words(plain));
+
+  await page.evaluate(() => (location.hash = '/compare?models=dense,dense&max_tokens=12&difference=1'));
+  await page.getByLabel('Adapter: Model of column 2').selectOption('tuned');
+  await compared(page);
+  await page.locator('.differences caption', { hasText: 'dense + tuned parts from dense' }).waitFor();
+  assert.match(page.url(), /models=dense%2Ctuned/);
+});
+
+test('the lit dots of the mark are the experts of the last token while an answer is written', async (t) => {
+  const page = await enter(t, '/');
+  await page.getByLabel('Model', { exact: true }).selectOption('mixture');
+  await settings(page, { 'Most tokens': 24, Temperature: 0 });
+  await page.evaluate(() => {
+    const mark = document.querySelector('nav .name svg');
+    const lit = () => [...mark.querySelectorAll('.lit')].map((dot) => Number(/e(\d)/.exec(dot.getAttribute('class'))[1])).join();
+    window.seen = [lit()];
+    new MutationObserver(() => window.seen.push(lit())).observe(mark, { subtree: true, attributes: true });
+  });
+  await say(page, QUESTION);
+  await finished(page);
+  const seen = new Set(await page.evaluate(() => window.seen));
+  const { answers } = await ask('/octet/answers');
+  const logs = await Promise.all(answers.map(async ({ id }) => (await fetch(`${base}/octet/answers/${id}`)).text()));
+  const told = new Set(logs.flatMap((log) => [...log.matchAll(/"experts":\[(\d),(\d)\]/g)].map(([, a, b]) => [a, b].sort().join())));
+  seen.delete('1,5');
+  assert.ok(seen.size >= 3, `the mark showed ${[...seen].join(' ')}`);
+  // Between two writes to the page one dot may be lit already while the other is not out yet.
+  const strange = [...seen].filter((one) => one.length === 3 && !told.has(one));
+  assert.deepEqual(strange, []);
+  // When nothing is written it is as it always was.
+  assert.equal(await page.evaluate(() => window.seen.at(-1)), '1,5');
+});
+
 test('the experts of an answer: layers, load, a token and its way, a span, a branch', async (t) => {
   const page = await enter(t, '/');
-  await page.locator('header select').first().selectOption('mixture');
+  await page.getByLabel('Model', { exact: true }).selectOption('mixture');
   await settings(page, { 'Most tokens': 12, Temperature: 0 });
   await say(page, QUESTION);
   await finished(page);
@@ -199,7 +295,7 @@ test('the server shows models, traffic and the log, and takes models out and in'
   const page = await enter(t, '/#/server');
   const models = page.getByRole('region', { name: 'Models', exact: true });
   await models.getByRole('row', { name: /dense.*ready/ }).waitFor();
-  await ask('/v1/completions', { model: 'dense', prompt: 'A secret word', max_tokens: 8 });
+  await ask('/v1/completions', { model: 'dense', prompt: 'A secret word', max_tokens: 8, ignore_eos: true });
   const log = page.getByRole('region', { name: 'Log', exact: true });
   await log.getByText(/dense: \d+ → 8 tokens/).first().waitFor();
   assert.ok(!(await log.innerText()).includes('secret'), 'prompts stay out of the log');
@@ -221,7 +317,7 @@ for (const scheme of ['light', 'dark']) {
       assert.deepEqual(violations.map(({ id, nodes }) => `${id}: ${nodes[0].target} (${nodes.length})`), [], room);
     };
     await page.evaluate(() => (location.hash = '/chat'));
-    await page.locator('header select').first().selectOption('mixture');
+    await page.getByLabel('Model', { exact: true }).selectOption('mixture');
     await settings(page, { 'Most tokens': 24, Temperature: 0 });
     await say(page, QUESTION);
     await finished(page);

@@ -65,7 +65,7 @@ for (const colorScheme of ['light', 'dark']) {
     const page = await visit(t, '/', { base: process.env.OCTET_ROOMS_URL, colorScheme });
     const take = (name) => page.screenshot({ path: join(images, `${name}-${colorScheme}.png`), animations: 'disabled' });
     const enter = (address) => page.evaluate((address) => (location.hash = address), address);
-    await page.locator('header select').first().selectOption('mixture');
+    await page.getByLabel('Model', { exact: true }).selectOption('mixture');
     await settings(page, { 'Most tokens': 48, Temperature: 0 });
     await say(page, 'Name three colours.');
     await finished(page);

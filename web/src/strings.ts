@@ -34,7 +34,7 @@ export const words = {
     new: 'New chat',
     search: 'Search',
     none: 'Conversations will be listed here.',
-    notKept: 'This server keeps no conversations: this tab alone has them. Start it with --data DIR to keep them.',
+    notKept: 'This server keeps no conversations: this tab alone has them. Start it without --no-history to keep them.',
     today: 'Today',
     yesterday: 'Yesterday',
     week: 'Last 7 days',
@@ -74,6 +74,13 @@ export const words = {
     thread: 'Messages',
     system: 'System prompt',
     systemHint: 'How the model should behave, for the whole conversation',
+  },
+
+  model: {
+    ofServer: 'This server',
+    adapter: 'Adapter',
+    adapterTip: 'LoRA adapter: the model as it was fine-tuned',
+    noAdapter: 'no adapter',
   },
 
   composer: {
@@ -135,7 +142,6 @@ export const words = {
     hint: 'Exactly what the model reads, control tokens included.',
     ids: 'Ids',
     text: 'Text',
-    copyIds: 'Copy ids',
     empty: 'Say something first: then its prompt stands here.',
   },
 
@@ -148,6 +154,7 @@ export const words = {
     dense: 'dense, without experts',
     context: 'tokens of context',
     from: 'Runs from',
+    adapter: 'with the adapter',
     machine: 'Here about',
     reading: 'and reads prompts at',
     memory: 'in memory once the context is full.',
@@ -321,8 +328,11 @@ export const words = {
     only: 'This server has one model. Compare it with itself at other settings, or start the server with several: octet serve A B.',
     inAll: 'in all',
     experts: 'Experts per token',
-    own: 'own',
+    own: (n: number) => `its ${n} experts`,
+    expertsOf: (n: number) => `${n} ${n === 1 ? 'expert' : 'experts'} a token`,
+    noTokens: (name: string) => `${name} tells no probabilities of its tokens, so nobody can say where it parts.`,
     link: 'Copy link',
+    linkTip: 'The address of this comparison with its prompt, columns and settings',
   },
 
   expertsRoom: {
@@ -406,8 +416,9 @@ export const words = {
     kvUsed: 'used',
     kvCached: 'remembered',
     tokens: 'Tokens written',
-    fromCache: 'Prompts from cache',
+    fromCache: 'From cache',
     traffic: 'Load and speed',
+    noTraffic: 'Nothing in the last half hour. Ask something in the chat, and it is drawn here.',
     trafficHint: 'The last half hour, a point every two seconds.',
     generated: 'Tokens written a second',
     read: 'Prompt tokens read a second',

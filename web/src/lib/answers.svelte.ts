@@ -6,6 +6,7 @@ import { SvelteMap } from 'svelte/reactivity';
 import { ApiError, call, json, type ToolCall } from './api';
 import { add, forApi, isRunning, pathTo, type Message, type Run } from './conversation';
 import type { Doc } from './library.svelte';
+import { server } from './server.svelte';
 import { request, SettingError } from './settings';
 import { chunk, events, type Chunk, type DrawnToken } from './stream';
 import { words } from '../strings';
@@ -21,6 +22,8 @@ export interface Live {
   /** Tokens of the prompt that have been read, and all of them. */
   reading: [number, number] | null;
   tokens: number;
+  /** The experts that weighed most for the last token; null where the model has none to choose from. */
+  experts: number[] | null;
   /** Of the last second or so. */
   perSecond: number | null;
   firstMs: number | null;
@@ -28,6 +31,12 @@ export interface Live {
 
 /** By the answer's id; only those that go on. */
 export const live = new SvelteMap<string, Live>();
+
+/** The experts of the last token of an answer that is being written and shown; null while there is none. */
+export function expertsAtWork(): number[] | null {
+  for (const { experts } of live.values()) if (experts) return experts;
+  return null;
+}
 
 /** Tokens as they were drawn, by the answer's id. */
 export const drawn = new Map<string, DrawnToken[]>();
@@ -46,7 +55,8 @@ export async function goOn(doc: Doc, id: string): Promise<void> {
   const run: Run = { id: '', model, from: message.content.length, finish: null };
   try {
     const settings = request(doc.data.settings);
-    const body = { model, messages: forApi(doc.data, path), ...settings, logprobs: true, top_logprobs: ALTERNATIVES, timings: true };
+    const asked = { logprobs: true, top_logprobs: ALTERNATIVES, timings: true, routing: (server.facts(model)?.experts ?? 1) > 1 };
+    const body = { model, messages: forApi(doc.data, path), ...settings, ...asked };
     run.id = (await json<{ id: string }>('/octet/answers', { body })).id;
   } catch (error) {
     if (!(error instanceof ApiError || error instanceof SettingError)) throw error;
@@ -78,7 +88,7 @@ export function followAll(doc: Doc) {
 async function follow(doc: Doc, messageId: string, isOwn: boolean): Promise<void> {
   const run = doc.data.messages[messageId]!.runs!.at(-1)!;
   const follower = new Follower(doc, messageId, run.id, run.from, isOwn);
-  live.set(run.id, { reading: null, tokens: 0, perSecond: null, firstMs: null });
+  live.set(run.id, { reading: null, tokens: 0, experts: null, perSecond: null, firstMs: null });
   try {
     await follower.toTheEnd();
   } finally {
@@ -96,6 +106,7 @@ class Follower {
   #saved = performance.now();
   #frame = 0;
   #first: { n: number; now: number } | null = null;
+  #experts: number[] | null = null;
   #isOver = false;
 
   constructor(
@@ -144,6 +155,7 @@ class Follower {
   #take(read: Chunk) {
     const at = live.get(this.id)!;
     if (read.octet?.reading) live.set(this.id, { ...at, reading: read.octet.reading });
+    if (read.octet?.experts) this.#experts = read.octet.experts;
     const choice = read.choices[0];
     if (choice?.delta.content) this.#text += choice.delta.content;
     if (choice?.logprobs) this.#tokens.push(...choice.logprobs.content);
@@ -184,7 +196,7 @@ class Follower {
       this.#first ??= { n, now };
       const spent = now - this.#first.now;
       const perSecond = spent > 200 ? ((n - this.#first.n) / spent) * 1000 : null;
-      live.set(this.id, { reading: null, tokens: n, perSecond, firstMs: this.isOwn ? this.#first.now - this.#began : null });
+      live.set(this.id, { reading: null, tokens: n, experts: this.#experts, perSecond, firstMs: this.isOwn ? this.#first.now - this.#began : null });
     }
     if (this.isOwn && performance.now() - this.#saved > SAVE_EVERY_MS) {
       this.#saved = performance.now();

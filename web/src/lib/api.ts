@@ -97,6 +97,8 @@ export interface ModelState {
   path: string;
   state: 'ready' | 'unloaded' | 'loading' | 'failed';
   error?: string;
+  /** Names under which it answers with an adapter. */
+  adapters?: string[];
   /** These are there when it is ready. */
   facts?: Facts;
   can_chat?: boolean;
@@ -200,6 +202,17 @@ export const tokenize = (
   ask: { model: string; messages?: ApiMessage[]; content?: string; tools?: unknown[]; with_pieces?: boolean; add_special?: boolean },
   signal?: AbortSignal,
 ) => json<Tokenized>('/tokenize', signal ? { body: ask, signal } : { body: ask });
+
+/** Another server that ours may ask, with its models; or why it cannot be asked. */
+export interface Peer {
+  name: string;
+  models: string[];
+  error?: string;
+}
+
+export const getPeers = () => json<{ peers: Peer[] }>('/octet/peers');
+/** Where a peer's answers come from. */
+export const peerPath = (name: string) => `/octet/peers/${at(name)}/chat/completions`;
 
 /** What may be planned besides the models of the server. */
 export const getPlanChoices = () => json<{ shapes: string[]; mixes: string[]; kv: string[] }>('/octet/plan');

@@ -31,10 +31,10 @@ export function duration(ms: number): string {
 
 export const speed = (perSecond: number) => `${number(perSecond)} tok/s`;
 
-/** A probability from its logarithm: `98.2%`, `0.01%`. */
+/** A share for people: `98.2%`, `0.01%`. */
 export function percent(probability: number): string {
   const value = probability * 100;
-  return `${value >= 99.95 ? '100' : value >= 10 ? value.toFixed(1) : value >= 0.01 ? value.toFixed(2) : '<0.01'}%`;
+  return `${value >= 99.95 ? '100' : value >= 10 ? value.toFixed(1) : value >= 0.01 ? value.toFixed(2) : value > 0 ? '<0.01' : '0'}%`;
 }
 
 /** A token's text for the eye: spaces and line breaks are seen, and so is nothing. */

@@ -6,7 +6,8 @@ import DOMPurify from 'dompurify';
 import { Marked, type TokensList } from 'marked';
 import { formula, inlineFormula } from './formulas';
 
-const marked = new Marked({ gfm: true, breaks: false });
+// A line break that a model writes is meant, as in a poem.
+const marked = new Marked({ gfm: true, breaks: true });
 marked.use({
   extensions: [formula, inlineFormula],
   renderer: {

@@ -16,13 +16,29 @@ class Server {
   readonly ready = $derived(this.models.filter((model) => model.state === 'ready' && model.can_chat));
   /** The chosen model if it is here, else the first that can chat. */
   readonly model = $derived(
-    (this.models.find((model) => model.name === this.chosen) ?? this.ready[0] ?? this.models[0])?.name ?? '',
+    (this.named(this.chosen) ? this.chosen : '') || ((this.ready[0] ?? this.models[0])?.name ?? ''),
   );
   readonly keepsHistory = $derived(this.state?.keeps_history ?? false);
 
-  facts(name: string) {
+  /** The model that answers to a name: its own, an alias, or that of one of its adapters. */
+  named(name: string): ModelState | undefined {
     const real = this.state?.aliases[name] ?? name;
-    return this.models.find((model) => model.name === real)?.facts;
+    return this.models.find((model) => model.name === real || model.adapters?.includes(real));
+  }
+
+  /** The adapter that a name means; empty where it means a model as it is. */
+  adapter(name: string): string {
+    const real = this.state?.aliases[name] ?? name;
+    return this.named(real)?.adapters?.includes(real) ? real : '';
+  }
+
+  facts(name: string) {
+    return this.named(name)?.facts;
+  }
+
+  canChat(name: string) {
+    const model = this.named(name);
+    return model?.state === 'ready' && model.can_chat === true;
   }
 
   choose(name: string) {

@@ -16,7 +16,8 @@ export async function* events(response: Response): AsyncGenerator<ServerEvent> {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
-      const parts = (rest + value).split('\n\n');
+      // Some servers end their lines as HTTP does.
+      const parts = (rest + value).split(/\r?\n\r?\n/);
       rest = parts.pop()!;
       for (const part of parts) {
         const event = parse(part);
@@ -31,7 +32,7 @@ export async function* events(response: Response): AsyncGenerator<ServerEvent> {
 function parse(text: string): ServerEvent | null {
   let id: number | null = null;
   const data: string[] = [];
-  for (const line of text.split('\n')) {
+  for (const line of text.split(/\r?\n/)) {
     if (line.startsWith('data:')) data.push(line.slice(5).replace(/^ /, ''));
     else if (line.startsWith('id:')) id = Number(line.slice(3));
   }
@@ -86,6 +87,8 @@ export interface Chunk {
   octet?: {
     /** Tokens of the prompt that have been read, and all of them. */
     reading?: [number, number];
+    /** The experts that weighed most for the last token, over all layers. */
+    experts?: number[];
     routing?: RoutingRun[];
     timings?: Timings;
     warnings?: string[];
