@@ -6,6 +6,7 @@
 //! crash loses a second of it at most, and says at its end that it broke off.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,8 @@ struct Log {
     /// Number of events, and whether there will be more.
     state: watch::Sender<(usize, bool)>,
     stop: tokio::sync::Notify,
+    /// Whether its conversation was deleted, so that no file of it may appear any more.
+    is_forgotten: AtomicBool,
 }
 
 impl Log {
@@ -95,6 +98,14 @@ impl Answers {
         map.insert(id.to_owned(), log);
     }
 
+    /// Ends an answer whose conversation is gone, and keeps nothing of it.
+    pub fn forget(&self, key: &str, id: &str) {
+        let Some(log) = self.get(key, id) else { return };
+        log.is_forgotten.store(true, Ordering::Relaxed);
+        log.stop.notify_one();
+        self.map().remove(id);
+    }
+
     fn get(&self, key: &str, id: &str) -> Option<Arc<Log>> {
         self.map().get(id).filter(|log| log.key == key).cloned()
     }
@@ -123,6 +134,7 @@ pub async fn begin(
         events: Mutex::default(),
         state: watch::Sender::new((0, false)),
         stop: tokio::sync::Notify::new(),
+        is_forgotten: AtomicBool::new(false),
     });
     app.answers.insert(&id, log.clone());
     tokio::spawn(follow(app, id.clone(), answer, writer, log));
@@ -148,6 +160,10 @@ async fn follow(app: Shared, id: String, mut answer: Answer, mut writer: ChatWri
             Ok(Some(Piece::Reading { done, total })) => {
                 out.data(&json!({"choices": [], "octet": {"reading": [done, total]}}))
             }
+            // All layers of every token would double the log; the page lights the strongest.
+            Ok(Some(Piece::Routing(routing))) => {
+                out.data(&json!({"choices": [], "octet": {"experts": strongest(&routing)}}))
+            }
             Ok(Some(piece)) => writer.piece(piece, &mut out),
             Ok(None) => break,
             Err(_) => {
@@ -162,6 +178,27 @@ async fn follow(app: Shared, id: String, mut answer: Answer, mut writer: ChatWri
     file.keep(&log).await;
 }
 
+/// The experts that weighed most for the last of some tokens, over all layers, as many as a layer chooses.
+fn strongest(routing: &Value) -> Vec<u64> {
+    let last = |of: &str| -> Vec<Vec<Value>> {
+        let layers = routing[of].as_array().into_iter().flatten();
+        layers
+            .map(|tokens| tokens.as_array().and_then(|all| all.last()?.as_array().cloned()).unwrap_or_default())
+            .collect()
+    };
+    let (experts, weights) = (last("experts"), last("weights"));
+    let mut sums: Vec<(u64, f64)> = Vec::new();
+    for (expert, weight) in experts.iter().flatten().zip(weights.iter().flatten()) {
+        let (Some(expert), Some(weight)) = (expert.as_u64(), weight.as_f64()) else { continue };
+        match sums.iter_mut().find(|(known, _)| *known == expert) {
+            Some((_, sum)) => *sum += weight,
+            None => sums.push((expert, weight)),
+        }
+    }
+    sums.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    sums.into_iter().take(experts.first().map_or(0, Vec::len)).map(|(expert, _)| expert).collect()
+}
+
 /// The file of a log.
 struct Kept {
     app: Shared,
@@ -174,7 +211,7 @@ impl Kept {
     /// Adds what is new.
     async fn keep(&mut self, log: &Log) {
         let events = log.events(self.kept);
-        if self.app.history.is_none() || events.is_empty() {
+        if self.app.history.is_none() || events.is_empty() || log.is_forgotten.load(Ordering::Relaxed) {
             return;
         }
         self.kept += events.len();
@@ -291,6 +328,18 @@ pub async fn stop(State(app): State<Shared>, caller: Caller, Path(id): Path<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_strongest_experts_are_those_of_the_last_token() {
+        let routing = json!({
+            "experts": [[[7, 6], [1, 2]], [[7, 6], [2, 3]], [[7, 6], [4, 1]]],
+            "weights": [[[0.9, 0.1], [0.6, 0.4]], [[0.9, 0.1], [0.7, 0.3]], [[0.9, 0.1], [0.5, 0.5]]],
+        });
+        // Of expert 1: 0.6 + 0.5, of 2: 0.4 + 0.7, of 4: 0.5.
+        let mut strongest = strongest(&routing);
+        strongest.sort_unstable();
+        assert_eq!(strongest, [1, 2]);
+    }
 
     #[test]
     fn a_log_that_broke_off_ends_with_an_error() {

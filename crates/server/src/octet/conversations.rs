@@ -30,7 +30,7 @@ const FOUND_LETTERS: usize = 120;
 /// Where conversations are kept.
 #[derive(Debug, Default)]
 pub struct History {
-    folder: PathBuf,
+    root: PathBuf,
     /// What stands in the list of each file, by its time and length: the list is asked for every few seconds.
     summaries: Mutex<HashMap<PathBuf, (SystemTime, u64, Value)>>,
     /// Held while a file is compared and replaced, so that of two writers one sees the other.
@@ -38,25 +38,39 @@ pub struct History {
 }
 
 impl History {
-    /// In this folder, which is made.
-    ///
-    /// # Errors
-    /// A sentence, if that cannot be.
-    pub fn open(data: &FilePath) -> Result<History, String> {
-        let folder = data.join("conversations");
-        std::fs::create_dir_all(&folder).map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
-        Ok(History { folder, ..History::default() })
+    /// In this folder, which is made when there is something to keep.
+    pub fn at(data: &FilePath) -> History {
+        History { root: data.to_owned(), ..History::default() }
+    }
+
+    /// The data folder.
+    pub fn root(&self) -> &FilePath {
+        &self.root
+    }
+
+    /// The folder that has one for each key.
+    pub fn conversations(&self) -> PathBuf {
+        self.root.join("conversations")
     }
 
     fn folder(&self, key: &str) -> PathBuf {
-        self.folder.join(key)
+        self.conversations().join(key)
+    }
+
+    /// What stands in the name of a file must not lead out of its folder.
+    ///
+    /// # Errors
+    /// It would, or could.
+    pub fn check_id(id: &str) -> Result<(), Refusal> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+        match id.is_empty() || id.len() > 64 || !id.chars().all(is_plain) {
+            true => Err(Refusal::field("id", "an id has 1 to 64 letters, digits, '-' or '_'")),
+            false => Ok(()),
+        }
     }
 
     fn file(&self, key: &str, id: &str) -> Result<PathBuf, Refusal> {
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
-        if id.is_empty() || id.len() > 64 || !id.chars().all(is_plain) {
-            return Err(Refusal::field("id", "an id has 1 to 64 letters, digits, '-' or '_'"));
-        }
+        History::check_id(id)?;
         Ok(self.folder(key).join(format!("{id}.json")))
     }
 
@@ -88,7 +102,7 @@ impl History {
             }
         }
         let cannot = |error: std::io::Error| Refusal::internal(format!("cannot keep it: {error}"));
-        std::fs::create_dir_all(self.folder(key)).map_err(cannot)?;
+        make_folder(&self.folder(key)).map_err(cannot)?;
         let beside = path.with_extension(format!("{}.part", ids::short(8)));
         let written = std::fs::File::create(&beside).and_then(|mut file| {
             file.write_all(bytes)?;
@@ -101,28 +115,6 @@ impl History {
         }
         renamed.map_err(cannot)?;
         Ok(tag(bytes))
-    }
-
-    /// Adds to the log of an answer.
-    ///
-    /// # Errors
-    /// The disk.
-    pub fn keep_answer(&self, key: &str, id: &str, bytes: &[u8]) -> Result<(), Refusal> {
-        let answers = History { folder: self.folder.with_file_name("answers"), ..History::default() };
-        let path = answers.file(key, id)?;
-        let cannot = |error: std::io::Error| Refusal::internal(format!("cannot keep it: {error}"));
-        std::fs::create_dir_all(answers.folder(key)).map_err(cannot)?;
-        let file = std::fs::File::options().create(true).append(true).open(path);
-        file.and_then(|mut file| file.write_all(bytes)).map_err(cannot)
-    }
-
-    /// The log of an answer, as far as it is kept.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn kept_answer(&self, key: &str, id: &str) -> Result<Vec<u8>, Refusal> {
-        let folder = self.folder.with_file_name("answers");
-        History { folder, ..History::default() }.read(key, id).map(|(bytes, _)| bytes)
     }
 
     /// Of all conversations, or of those in which `search` stands, newest first.
@@ -154,9 +146,21 @@ impl History {
         Some(value)
     }
 
-    fn remove(&self, key: &str, id: &str) -> Result<(), Refusal> {
-        std::fs::remove_file(self.file(key, id)?).map_err(|error| missing(&error, id))
+    /// Removes it with its answers, of which it gives the ids.
+    fn remove(&self, key: &str, id: &str) -> Result<Vec<String>, Refusal> {
+        let (conversation, _) = self.read(key, id)?;
+        std::fs::remove_file(self.file(key, id)?).map_err(|error| missing(&error, id))?;
+        Ok(self.forget_answers(key, &conversation))
     }
+}
+
+/// Makes a folder for its owner alone: conversations are private.
+///
+/// # Errors
+/// The disk.
+pub fn make_folder(path: &FilePath) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 fn missing(error: &std::io::Error, id: &str) -> Refusal {
@@ -208,7 +212,7 @@ fn tag(bytes: &[u8]) -> String {
 }
 
 fn none() -> Refusal {
-    Refusal::not_found("this server keeps no conversations; start it with --data DIR")
+    Refusal::not_found("this server keeps no conversations; start it without --no-history")
 }
 
 /// What is looked for.
@@ -276,12 +280,17 @@ pub async fn put(
     Ok(response)
 }
 
-/// Removes it.
+/// Removes it, and its answers unless another conversation has them too.
 ///
 /// # Errors
 /// There is none.
 pub async fn delete(State(app): State<Shared>, caller: Caller, Path(id): Path<String>) -> Result<StatusCode, Refusal> {
-    text_work(move || app.history.as_ref().ok_or_else(none)?.remove(caller.name(), &id)).await?;
+    text_work(move || {
+        let gone = app.history.as_ref().ok_or_else(none)?.remove(caller.name(), &id)?;
+        gone.iter().for_each(|id| app.answers.forget(caller.name(), id));
+        Ok(())
+    })
+    .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -298,7 +307,7 @@ mod tests {
     #[test]
     fn files_appear_whole_and_conflicts_are_seen() {
         let folder = std::env::temp_dir().join(format!("octet-history-{}", ids::short(8)));
-        let history = History::open(&folder).unwrap();
+        let history = History::at(&folder);
         let first = history.write("local", "a-1", b"{\"title\":\"T\"}", None).unwrap();
         assert_eq!(history.read("local", "a-1").unwrap(), (b"{\"title\":\"T\"}".to_vec(), first.clone()));
         let second = history.write("local", "a-1", b"{\"title\":\"U\"}", Some(&first)).unwrap();
@@ -318,7 +327,7 @@ mod tests {
     #[test]
     fn texts_are_found_in_titles_and_messages_only() {
         let folder = std::env::temp_dir().join(format!("octet-history-{}", ids::short(8)));
-        let history = History::open(&folder).unwrap();
+        let history = History::at(&folder);
         let told =
             json!({"title": "Letters", "messages": {"a": {"role": "user", "content": "Der ÄRGER mit\nden Briefen"}}});
         history.write("local", "a", told.to_string().as_bytes(), None).unwrap();
