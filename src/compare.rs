@@ -35,7 +35,7 @@ const TOP: usize = 20;
 #[command(mut_arg("temperature", |a| a.default_value("0")))]
 #[command(mut_arg("max_tokens", |a| a.default_value("512").help("Most tokens of an answer")))]
 pub struct Args {
-    /// A model: folder or file; with --server its name there
+    /// A model: folder or file; URL#NAME for that of a server, such as https://HOST/v1#NAME; with --server its name there
     a: String,
     /// The other one
     b: String,
@@ -83,10 +83,9 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
 impl Args {
     /// One model's answer.
     fn answer(&self, model: &str, prompt: &str) -> anyhow::Result<Reply> {
-        match self.server.server()? {
+        match self.remote(model)? {
             None => self.own_answer(Path::new(model), prompt),
-            Some(server) => {
-                let remote = Remote::new(server, Some(model.into()), self.run.experts_per_token)?;
+            Some(remote) => {
                 let system = self.system.iter().map(Message::system);
                 let messages: Vec<Message> = system.chain([Message::user(prompt)]).collect();
                 let (never, mut show) = (Arc::new(AtomicBool::new(false)), |_: &str| Flow::Continue);
@@ -94,6 +93,17 @@ impl Args {
                 asked.map_err(|error| error.context(model.to_owned()))
             }
         }
+    }
+
+    /// The model behind a server that is meant, if one is: by `URL#NAME`, or by its name at --server.
+    fn remote(&self, model: &str) -> anyhow::Result<Option<Remote>> {
+        let experts = self.run.experts_per_token;
+        if !model.starts_with("http://") && !model.starts_with("https://") {
+            let named = |server| Remote::new(server, Some(model.into()), experts);
+            return self.server.server()?.map(named).transpose();
+        }
+        let (url, name) = model.split_once('#').map_or((model, None), |(url, name)| (url, Some(name.to_owned())));
+        Remote::new(self.server.at(url)?, name, experts).map(Some)
     }
 
     /// The answer of a model that is opened for it.

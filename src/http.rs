@@ -1,13 +1,14 @@
 //! A plain HTTP/1.1 client, one socket a request: what commands need to talk with a running server.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
+
+use crate::socket::{Address, Socket};
 
 /// Longer than any answer should take; a server that says nothing for so long has failed.
 const SILENCE: Duration = Duration::from_secs(600);
@@ -19,36 +20,43 @@ const MAX_BODY_BYTES: u64 = 16 << 20;
 /// Where requests go.
 #[derive(Clone)]
 pub struct Server {
-    /// `HOST:PORT`.
-    address: String,
+    address: Address,
+    /// What the `Host` header says.
+    authority: String,
     /// What stands before `/v1` in paths.
     base: String,
     key: String,
 }
 
 /// A request that has been sent.
-pub struct Sent(pub TcpStream);
+pub struct Sent(pub Socket);
 
 /// What comes back.
 pub type Body = Box<dyn BufRead>;
 
 impl Server {
-    /// A server at `http://HOST:PORT`, perhaps with a path.
+    /// A server at `http://HOST:PORT` or `https://HOST`, perhaps with a path.
     ///
     /// # Errors
-    /// Another scheme.
+    /// Another scheme, or no host.
     pub fn new(url: &str, key: &str) -> anyhow::Result<Server> {
-        let Some(rest) = url.strip_prefix("http://") else {
-            bail!("--server {url}: it has to begin with http://, since this client speaks no other protocol");
+        let (is_encrypted, rest) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
+            (Some(rest), _) => (true, rest),
+            (_, Some(rest)) => (false, rest),
+            _ => bail!("{url} is no server: write it as http://HOST:PORT or https://HOST"),
         };
-        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-        if host.is_empty() || key.contains(|c: char| c.is_control()) {
-            bail!("--server {url}: write it as http://HOST:PORT, and a key without line breaks");
-        }
-        let address = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
-        let path = format!("/{path}");
-        let base = path.trim_end_matches('/').trim_end_matches("/v1").to_owned();
-        Ok(Server { address, base, key: key.into() })
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()),
+            _ => (authority, Some(if is_encrypted { 443 } else { 80 })),
+        };
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let is_odd = |text: &str| text.contains(|c: char| c.is_control() || c == ' ');
+        let (Some(port), false) = (port, host.is_empty() || is_odd(url) || is_odd(key)) else {
+            bail!("{url} is no server: write it as http://HOST:PORT or https://HOST, and a key without spaces");
+        };
+        let base = format!("/{path}").trim_end_matches('/').trim_end_matches("/v1").to_owned();
+        Ok(Server { address: Address { host, port, is_encrypted }, authority: authority.into(), base, key: key.into() })
     }
 
     /// Posts JSON to a path such as `/v1/completions`.
@@ -69,16 +77,13 @@ impl Server {
     }
 
     fn send(&self, method: &str, path: &str, body: &str) -> anyhow::Result<Sent> {
-        let Server { address, base, key } = self;
-        let resolved = address.to_socket_addrs().ok().and_then(|mut all| all.next());
-        let resolved = resolved.with_context(|| format!("there is no host {address}"))?;
-        let mut stream = TcpStream::connect(resolved).with_context(|| format!("cannot connect to {address}"))?;
-        stream.set_nodelay(true)?;
+        let Server { address, authority, base, key } = self;
+        let mut stream = Socket::connect(address)?;
         let authorization = if key.is_empty() { String::new() } else { format!("Authorization: Bearer {key}\r\n") };
         let length = body.len();
         stream.write_all(
             format!(
-                "{method} {base}{path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{authorization}\
+                "{method} {base}{path} HTTP/1.1\r\nHost: {authority}\r\nContent-Type: application/json\r\n{authorization}\
                  Accept: text/event-stream, application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
             )
             .as_bytes(),
@@ -93,14 +98,16 @@ impl Sent {
     /// # Errors
     /// A refusal, in the server's own words.
     pub fn answer(self, is_stopped: Option<Arc<AtomicBool>>) -> anyhow::Result<Body> {
-        self.0.set_read_timeout(Some(if is_stopped.is_some() { LOOK } else { SILENCE }))?;
+        self.0.set_read_timeout(if is_stopped.is_some() { LOOK } else { SILENCE })?;
         let mut reader = BufReader::new(Wire { stream: self.0, is_stopped });
         let mut line = String::new();
         reader.read_line(&mut line)?;
         let status = line.split(' ').nth(1).unwrap_or_default().to_owned();
-        let is_chunked = read_headers(&mut reader)?;
-        let mut body: Body =
-            if is_chunked { Box::new(BufReader::new(Chunks { inner: reader, left: 0 })) } else { Box::new(reader) };
+        let mut body: Body = match read_headers(&mut reader)? {
+            Length::Chunks => Box::new(BufReader::new(Chunks { inner: reader, left: 0 })),
+            Length::Bytes(length) => Box::new(reader.take(length)),
+            Length::ToTheEnd => Box::new(reader),
+        };
         if status != "200" {
             let mut text = Vec::new();
             // The words are a help, not a need.
@@ -111,16 +118,33 @@ impl Sent {
     }
 }
 
-/// Reads headers up to the empty line; gives whether the body comes in chunks.
-fn read_headers(reader: &mut impl BufRead) -> anyhow::Result<bool> {
-    let mut is_chunked = false;
+/// How a body ends.
+#[derive(Debug, PartialEq)]
+enum Length {
+    /// By an empty chunk.
+    Chunks,
+    /// After so many bytes.
+    Bytes(u64),
+    /// With the connection.
+    ToTheEnd,
+}
+
+/// Reads headers up to the empty line.
+fn read_headers(reader: &mut impl BufRead) -> anyhow::Result<Length> {
+    let mut length = Length::ToTheEnd;
     loop {
         let mut header = String::new();
         if reader.read_line(&mut header)? == 0 || header.trim().is_empty() {
-            return Ok(is_chunked);
+            return Ok(length);
         }
         let header = header.to_ascii_lowercase();
-        is_chunked |= header.starts_with("transfer-encoding:") && header.contains("chunked");
+        match header.split_once(':') {
+            Some(("transfer-encoding", how)) if how.contains("chunked") => length = Length::Chunks,
+            Some(("content-length", bytes)) if length == Length::ToTheEnd => {
+                length = bytes.trim().parse().map_or(Length::ToTheEnd, Length::Bytes);
+            }
+            _ => {}
+        }
     }
 }
 
@@ -170,7 +194,7 @@ fn event(data: &str) -> anyhow::Result<Value> {
 
 /// A socket whose reader may give up.
 struct Wire {
-    stream: TcpStream,
+    stream: Socket,
     is_stopped: Option<Arc<AtomicBool>>,
 }
 
@@ -242,7 +266,22 @@ mod tests {
         assert_eq!(base("http://a:1"), "");
         assert_eq!(base("http://a:1/v1"), "");
         assert_eq!(base("http://a:1/x/v1/"), "/x");
-        assert!(Server::new("https://a", "").is_err() && Server::new("http://", "").is_err());
+        let port = |server| Server::new(server, "").unwrap().address.port;
+        assert_eq!(
+            [port("https://a"), port("http://a/v1"), port("http://[::1]"), port("http://[::1]:3")],
+            [443, 80, 80, 3]
+        );
+        for wrong in ["http://", "ftp://a", "a:80", "http://a:b", "https:// a"] {
+            assert!(Server::new(wrong, "").is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bodies_end_as_their_headers_say() {
+        let read = |mut headers: &'static [u8]| read_headers(&mut headers).unwrap();
+        assert_eq!(read(b"A: b\r\nContent-Length: 12\r\n\r\n"), Length::Bytes(12));
+        assert_eq!(read(b"Transfer-Encoding: chunked\r\nContent-Length: 12\r\n\r\n"), Length::Chunks);
+        assert_eq!(read(b"A: b\r\n\r\n"), Length::ToTheEnd);
     }
 
     #[test]

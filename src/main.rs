@@ -45,6 +45,7 @@ mod reply;
 mod sampling_options;
 mod serve;
 mod server_options;
+mod socket;
 mod stdout;
 mod synth;
 mod tensor_file;
@@ -55,6 +56,7 @@ mod tokenizer_files;
 mod type_choice;
 mod upcycle;
 mod usage_error;
+mod user_folder;
 mod verify;
 mod whole_file;
 

@@ -11,10 +11,11 @@ use clap::builder::TypedValueParser;
 use octet_checkpoint::{Checkpoint, ElementType, Params, TensorName};
 use octet_engine::{AdapterSource, DiskCacheOptions, Engine, EngineOptions, OpenOptions};
 use octet_kernels::KvType;
-use octet_server::{AdapterOption, EngineHandle, Facts, Limits, Loaded, Loader, Options, Planner};
+use octet_server::{AdapterOption, EngineHandle, Facts, Limits, Loaded, Loader, Options, PeerOption, Planner};
 
 use crate::footprint;
 use crate::model_options::{RunOptions, kv_type, quantized_type};
+use crate::user_folder;
 
 /// Serve models over HTTP, in the words of OpenAI, Mistral, Ollama and Anthropic
 ///
@@ -78,12 +79,18 @@ pub struct Args {
     /// Never guess tokens ahead; answers are the same with and without
     #[arg(long)]
     no_speculation: bool,
-    /// Folder in which the page's conversations are kept [default: none are]
+    /// Folder in which the page's conversations are kept [default: octet in the user's data folder]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Keep no conversations, even with --data
-    #[arg(long)]
+    /// Keep no conversations
+    #[arg(long, conflicts_with = "data")]
     no_history: bool,
+    /// Another server that speaks OpenAI's API, whose models the page may compare with ours, as NAME=URL; several times
+    #[arg(long, value_name = "NAME=URL", value_parser = peer)]
+    peer: Vec<(String, String)>,
+    /// Environment variable that holds the key of a peer, as NAME=VARIABLE; several times
+    #[arg(long, value_name = "NAME=VARIABLE", value_parser = peer_key)]
+    peer_key: Vec<(String, String)>,
     /// Connections at the same time; more wait
     #[arg(long, value_name = "N", default_value_t = 2048)]
     max_connections: usize,
@@ -130,6 +137,16 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((left.into(), right.into()))
 }
 
+fn peer(text: &str) -> Result<(String, String), String> {
+    let (name, url) = text.split_once('=').ok_or("it has to be NAME=URL, such as other=https://HOST/v1")?;
+    Ok((name.into(), url.into()))
+}
+
+fn peer_key(text: &str) -> Result<(String, String), String> {
+    let (name, variable) = text.split_once('=').ok_or("it has to be NAME=VARIABLE, of a peer that --peer names")?;
+    Ok((name.into(), variable.into()))
+}
+
 /// `NAME=FOLDER[:MODEL]`; a colon in an existing folder's name belongs to it.
 fn adapter(text: &str) -> Result<(String, PathBuf, Option<String>), String> {
     let (name, whole) = text.split_once('=').ok_or("it has to be NAME=FOLDER or NAME=FOLDER:MODEL")?;
@@ -157,25 +174,65 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         ..Limits::default()
     };
     let loader = loader(&args);
+    let data = data_folder(&args)?;
+    let kept =
+        data.as_ref().map_or_else(String::new, |folder| format!("\nconversations are kept in {}", folder.display()));
+    let peers = peers(&args.peer, &args.peer_key)?;
     octet_server::serve(Options {
         host: args.host,
         port: args.port,
         models,
         adapters,
         aliases: args.alias,
+        peers,
         loader,
         api_keys: args.api_key,
         key_file: args.api_keys,
-        data: if args.no_history { None } else { args.data },
+        data,
         planner: planner(),
         tls: args.tls_cert.zip(args.tls_key),
         limits,
         origins: args.origin,
         system_noise: args.system_noise,
         log_text: args.log_text,
-        ready: Box::new(|url| eprintln!("octet serves at {url}")),
+        ready: Box::new(move |url| eprintln!("octet serves at {url}{kept}")),
     })?;
     Ok(())
+}
+
+/// Where conversations are kept, if they are. A folder that was named is made at once, so that a wrong name shows.
+fn data_folder(args: &Args) -> anyhow::Result<Option<PathBuf>> {
+    if args.no_history {
+        return Ok(None);
+    }
+    if let Some(folder) = &args.data {
+        std::fs::create_dir_all(folder).with_context(|| format!("--data: cannot make {}", folder.display()))?;
+        return Ok(Some(folder.clone()));
+    }
+    let of_user = user_folder::data().map(|folder| folder.join("octet"));
+    if of_user.is_none() {
+        eprintln!(
+            "no conversations are kept, since neither HOME nor XDG_DATA_HOME is set; name a folder by --data DIR"
+        );
+    }
+    Ok(of_user)
+}
+
+/// Peers with their keys, which stand in the environment so that no list of processes shows them.
+fn peers(named: &[(String, String)], keys: &[(String, String)]) -> anyhow::Result<Vec<PeerOption>> {
+    for (name, variable) in keys {
+        if !named.iter().any(|(known, _)| known == name) {
+            bail!("--peer-key {name}={variable}: there is no peer {name}; name it by --peer {name}=URL");
+        }
+    }
+    let one = |(name, url): &(String, String)| {
+        let variable = keys.iter().find(|(of, _)| of == name).map(|(_, variable)| variable);
+        let key = variable.map(|variable| {
+            std::env::var(variable).with_context(|| format!("--peer-key {name}={variable}: {variable} is not set"))
+        });
+        Ok(PeerOption { name: name.clone(), url: url.clone(), key: key.transpose()? })
+    };
+    named.iter().map(one).collect()
 }
 
 fn start_log(args: &Args) {

@@ -8,7 +8,8 @@ use crate::http::Server;
 /// Which server.
 #[derive(clap::Args, Clone)]
 pub struct ServerOptions {
-    /// Talk with a running server that speaks OpenAI's API, as http://127.0.0.1:8080, in place of a model of one's own
+    /// Talk with a running server that speaks OpenAI's API, as http://127.0.0.1:8080 or https://HOST, in place of a model
+    /// of one's own
     #[arg(long, value_name = "URL")]
     pub server: Option<String>,
     /// --server: its key [default: OCTET_API_KEY in the environment, if set]
@@ -19,9 +20,13 @@ pub struct ServerOptions {
 impl ServerOptions {
     /// The server, if one was named. Errors: no address that we can speak to.
     pub fn server(&self) -> anyhow::Result<Option<Server>> {
-        let Some(url) = &self.server else { return Ok(None) };
+        self.server.as_ref().map(|url| self.at(url).context("--server")).transpose()
+    }
+
+    /// The server at this address, with the same key. Errors: no address that we can speak to.
+    pub fn at(&self, url: &str) -> anyhow::Result<Server> {
         let key = self.api_key.clone().or_else(|| std::env::var("OCTET_API_KEY").ok()).unwrap_or_default();
-        Server::new(url, &key).map(Some)
+        Server::new(url, &key)
     }
 }
 

@@ -28,6 +28,19 @@ fn options_that_cannot_be_are_named() {
 }
 
 #[test]
+fn peers_are_named_with_addresses_and_keys_that_exist() {
+    let model = fixtures().join("mixtral-8x2");
+    let serve = |options: &[&str]| octet([&["serve", text(&model), "--port", "0"], options].concat());
+    serve(&["--peer", "other"]).refused_naming(&["NAME=URL"]);
+    serve(&["--peer", "other=ftp://host"]).refused_naming(&["--peer other", "ftp://host", "https://HOST"]);
+    serve(&["--peer", "a=http://x", "--peer", "a=http://y"]).refused_naming(&["--peer a=http://y", "once"]);
+    serve(&["--peer-key", "other=KEY"]).refused_naming(&["--peer-key other=KEY", "--peer other=URL"]);
+    let unset = ["--peer", "other=http://x", "--peer-key", "other=OCTET_TEST_NO_SUCH_KEY"];
+    serve(&unset).refused_naming(&["OCTET_TEST_NO_SUCH_KEY is not set"]);
+    serve(&["--data", "x", "--no-history"]).refused_naming(&["--data", "--no-history"]);
+}
+
+#[test]
 fn a_model_that_is_not_there_or_has_no_words_is_named() {
     let scratch = Scratch::new();
     octet(["serve", text(&scratch.path("missing.gguf"))]).refused_naming(&["missing.gguf"]);

@@ -7,6 +7,8 @@ use anyhow::{Context, bail};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
+use crate::user_folder;
+
 /// Where messages come from: an edited line, or a pipe.
 pub struct Lines {
     editor: DefaultEditor,
@@ -22,7 +24,7 @@ impl Lines {
         let history = match history {
             Some(none) if none.as_os_str() == "none" => None,
             Some(file) => Some(file),
-            None => state_folder().map(|folder| folder.join("octet").join("history")),
+            None => user_folder::state().map(|folder| folder.join("octet").join("history")),
         };
         let interactive = std::io::stdin().is_terminal();
         if let Some(file) = history.as_ref().filter(|_| interactive) {
@@ -114,11 +116,6 @@ impl Block {
             },
         }
     }
-}
-
-fn state_folder() -> Option<PathBuf> {
-    let set = std::env::var_os("XDG_STATE_HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
-    set.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local").join("state")))
 }
 
 #[cfg(test)]

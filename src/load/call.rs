@@ -72,7 +72,7 @@ impl Call {
     fn exchange(&self, body: &str, record: &mut Record, hang_up: HangUp<'_>) -> anyhow::Result<Outcome> {
         let mut sent = self.0.post("/v1/completions", body)?;
         if matches!(hang_up, HangUp::After(0)) {
-            sent.0.set_read_timeout(Some(BEFORE_FIRST))?;
+            sent.0.set_read_timeout(BEFORE_FIRST)?;
             // Whether something came or not, the client is gone afterwards.
             let _ = sent.0.read(&mut [0]);
             return Ok(Outcome::HungUp);

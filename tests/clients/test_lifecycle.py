@@ -18,11 +18,11 @@ PROMPT = "The sun was low and the old man sat by the door. " * 12
 class Server:
     """One that is gone after its test, however that ends."""
 
-    def __init__(self, test, *options):
+    def __init__(self, test, *options, **environment):
         self.log = tempfile.NamedTemporaryFile("a")
         test.addCleanup(self.log.close)
         command = [OCTET, "serve", f"small={MODEL}", "--port", "0", "--context", "2048", *options]
-        self.process = subprocess.Popen(command, stderr=self.log)
+        self.process = subprocess.Popen(command, stderr=self.log, env={**os.environ, **environment})
         test.addCleanup(self.end, signal.SIGKILL)
         self.url = None
         while self.url is None:
@@ -167,11 +167,37 @@ class Lifecycle(unittest.TestCase):
             self.assertEqual([ask(), ask()], [200, 429])
             server.end(signal.SIGTERM)
 
+    def check_clients_of_tls(self, server, chain):
+        """Ours as a client: the terminal, and a server that asks a peer. Both trust this certificate only where they are told to."""
+        model = f"{server.url}/v1#small"
+        command = [OCTET, "compare", model, model, "Hello", "--max-tokens", "4", "--json"]
+        done = subprocess.run(command, env={**os.environ, "SSL_CERT_FILE": chain}, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        answers = json.loads(done.stdout)["answers"]
+        self.assertEqual([answer["completion_tokens"] for answer in answers], [4, 4])
+        refused = subprocess.run(command, capture_output=True, text=True)
+        self.assertNotEqual(refused.returncode, 0)
+        self.assertIn("certificate", refused.stderr)
+        body = {"model": "small", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 0, "stream": True}
+        peer = ("--peer", f"other={server.url}")
+        trusting = Server(self, *peer, SSL_CERT_FILE=chain)
+        self.assertEqual(json.loads(trusting.send("/octet/peers")[1]), {"peers": [{"name": "other", "models": ["small"]}]})
+        status, text = trusting.send("/octet/peers/other/chat/completions", body)
+        self.assertEqual((status, text.strip().endswith("[DONE]")), (200, True), text)
+        self.assertEqual(trusting.send("/octet/peers/https%3A/chat/completions", body)[0], 404)
+        trusting.end(signal.SIGTERM)
+        wary = Server(self, *peer)
+        status, text = wary.send("/octet/peers/other/chat/completions", body)
+        self.assertEqual(status, 502)
+        self.assertIn("other cannot be asked: no TLS", text)
+        wary.end(signal.SIGTERM)
+
     def test_tls(self):
         with tempfile.TemporaryDirectory() as folder:
             chain, key = f"{folder}/chain.pem", f"{folder}/key.pem"
             made = subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", chain, "-days", "2",
-                                   "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], capture_output=True)
+                                   "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
+                                   "-addext", "basicConstraints=critical,CA:FALSE"], capture_output=True)
             if made.returncode != 0:
                 self.skipTest("no openssl to make a certificate")
             server = Server(self, "--tls-cert", chain, "--tls-key", key)
@@ -184,4 +210,5 @@ class Lifecycle(unittest.TestCase):
             with socket.create_connection((host, int(port))) as plain:
                 plain.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 self.assertNotIn(b"200 OK", plain.recv(200))
+            self.check_clients_of_tls(server, chain)
             server.end(signal.SIGTERM)

@@ -16,6 +16,7 @@ use crate::octet::answers::Answers;
 use crate::octet::conversations::History;
 use crate::octet::history::Samples;
 use crate::octet::journal::Journal;
+use crate::octet::peers::Peers;
 use crate::refusal::Refusal;
 use crate::track::Track;
 
@@ -33,6 +34,8 @@ pub struct App {
     pub history: Option<History>,
     /// Answers that go on by themselves.
     pub answers: Answers,
+    /// Other servers that the page may ask.
+    pub peers: Peers,
     /// The last lines of the log, for the page.
     pub journal: Arc<Journal>,
     /// Load and speed of the last minutes.

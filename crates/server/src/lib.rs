@@ -31,6 +31,7 @@ mod tls;
 mod tool_calls;
 mod tool_grammar;
 mod track;
+mod upstream;
 
 mod anthropic;
 mod mistral;
@@ -41,4 +42,6 @@ mod openai;
 pub use app::{Limits, Planner};
 pub use bridge::EngineHandle;
 pub use models::{AdapterOption, Facts, Loaded, Loader};
+pub use octet::peers::PeerOption;
 pub use server::{Error, Options, serve};
+pub use tls::client as tls_client;

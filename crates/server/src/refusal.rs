@@ -30,6 +30,8 @@ pub enum Fault {
     TooMany,
     /// The server is going down or the model is not loaded.
     Unavailable,
+    /// Another server that was asked for this one failed.
+    Upstream,
     /// Our own fault.
     Internal,
 }
@@ -91,6 +93,7 @@ impl Refusal {
             Fault::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Fault::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Fault::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Fault::Upstream => StatusCode::BAD_GATEWAY,
             Fault::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

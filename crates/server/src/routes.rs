@@ -5,7 +5,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 
 use crate::app::Shared;
-use crate::octet::{answers, conversations, history, journal, openapi, page, probes, state, tokens};
+use crate::octet::{answers, conversations, history, journal, openapi, page, peers, probes, state, tokens};
 use crate::{anthropic, enter, mistral, ollama, openai};
 
 /// All routes, with the door around them.
@@ -63,6 +63,8 @@ fn own() -> Router<Shared> {
             "/octet/conversations/{id}",
             get(conversations::get).put(conversations::put).delete(conversations::delete),
         )
+        .route("/octet/peers", get(peers::list))
+        .route("/octet/peers/{name}/chat/completions", post(peers::chat))
         .route("/octet/answers", get(answers::list).post(answers::begin))
         .route("/octet/answers/{id}", get(answers::attach).delete(answers::stop))
 }

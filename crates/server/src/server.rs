@@ -14,9 +14,11 @@ use crate::keys::Keys;
 use crate::listener::accept;
 use crate::metrics::Metrics;
 use crate::models::{AdapterOption, Loader, Models};
+use crate::octet::answer_files;
 use crate::octet::answers::Answers;
 use crate::octet::conversations::History;
 use crate::octet::history::{self, Samples};
+use crate::octet::peers::{PeerOption, Peers};
 use crate::routes::routes;
 use crate::tls;
 
@@ -54,6 +56,8 @@ pub struct Options {
     pub adapters: Vec<AdapterOption>,
     /// Other names of models.
     pub aliases: Vec<(String, String)>,
+    /// Other servers whose models the page may ask.
+    pub peers: Vec<PeerOption>,
     /// How a model is opened.
     pub loader: Loader,
     /// `KEY` or `NAME=KEY`.
@@ -92,6 +96,7 @@ pub fn serve(options: Options) -> Result<(), Error> {
         )));
     }
     let tls = options.tls.as_ref().map(|(chain, key)| tls::acceptor(chain, key)).transpose().map_err(Error::Option)?;
+    let peers = Peers::new(options.peers).map_err(Error::Option)?;
     // Two threads for HTTP: the cores belong to the model.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async move {
@@ -102,7 +107,7 @@ pub fn serve(options: Options) -> Result<(), Error> {
         let models = Models::new(options.models, options.adapters, options.aliases, options.loader);
         let models = models.map_err(Error::Option)?;
         let models = Arc::new(models.without_noise(options.system_noise));
-        let history = options.data.as_deref().map(History::open).transpose().map_err(Error::Option)?;
+        let history = options.data.as_deref().map(History::at);
         let app: Shared = Arc::new(App {
             models: models.clone(),
             keys: RwLock::new(Arc::new(keys)),
@@ -110,6 +115,7 @@ pub fn serve(options: Options) -> Result<(), Error> {
             metrics: Arc::new(Metrics::new(models.clone())),
             history,
             answers: Answers::default(),
+            peers,
             journal: Arc::default(),
             samples: Samples::default(),
             started: Instant::now(),
@@ -119,6 +125,7 @@ pub fn serve(options: Options) -> Result<(), Error> {
         });
         load_all(&app).await?;
         tokio::spawn(history::watch(Arc::downgrade(&app)));
+        tokio::spawn(answer_files::watch(app.clone()));
         let stop = watch_signals(app.clone(), options.api_keys, options.key_file)?;
         (options.ready)(&url(address, tls.is_some()));
         accept(listener, routes(&app), tls, &options.limits, stop).await;

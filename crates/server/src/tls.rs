@@ -1,13 +1,13 @@
-//! TLS by rustls, from two PEM files.
+//! TLS by rustls: as a server from two PEM files, as a client by what this machine trusts.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// An acceptor with this certificate chain and key.
 ///
@@ -28,4 +28,25 @@ pub fn acceptor(certificates: &Path, key: &Path) -> Result<TlsAcceptor, String> 
         .map_err(|error| format!("the certificate and its key do not work: {error}"))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// How to speak TLS with servers whose certificates this machine trusts: those of the system, or of the file or folder that
+/// `SSL_CERT_FILE` or `SSL_CERT_DIR` names.
+///
+/// # Errors
+/// A sentence, if there are none.
+pub fn client() -> Result<Arc<ClientConfig>, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (known, _) = roots.add_parsable_certificates(found.certs);
+    if known == 0 {
+        let why = found.errors.first().map_or_else(|| "none are installed".into(), ToString::to_string);
+        return Err(format!(
+            "https needs certificates to trust, and {why}; install ca-certificates, or name a file by SSL_CERT_FILE"
+        ));
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| format!("TLS does not work here: {error}"))?;
+    Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
 }

@@ -29,7 +29,7 @@ pub fn error(refusal: &Refusal) -> Value {
         Fault::TooLarge => "request_too_large",
         Fault::TooMany => "rate_limit_error",
         Fault::Unavailable => "overloaded_error",
-        Fault::Internal => "api_error",
+        Fault::Internal | Fault::Upstream => "api_error",
     };
     json!({"type": kind, "message": refusal.message})
 }

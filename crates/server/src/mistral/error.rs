@@ -42,7 +42,7 @@ fn flat(refusal: &Refusal) -> Value {
         Fault::ContextTooLong => ("invalid_request_prompt_too_long", "3051"),
         Fault::TooMany => ("rate_limited", "1300"),
         Fault::Unavailable => ("service_unavailable", "3200"),
-        Fault::Internal => ("internal_server_error", "3000"),
+        Fault::Internal | Fault::Upstream => ("internal_server_error", "3000"),
         _ => ("invalid_request_error", "3001"),
     };
     json!({"object": "error", "message": refusal.message, "type": kind, "param": refusal.param, "code": code})

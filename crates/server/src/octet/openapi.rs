@@ -20,7 +20,7 @@ use crate::openai::wire::StreamOptions;
 use crate::settings::{OctetFields, SamplingFields};
 
 /// Path, what it does, and the schema of its body by name.
-const POSTS: [(&str, &str, &[&str]); 17] = [
+const POSTS: [(&str, &str, &[&str]); 18] = [
     (
         "/v1/chat/completions",
         "Answer a conversation (OpenAI, Mistral)",
@@ -40,11 +40,12 @@ const POSTS: [(&str, &str, &[&str]); 17] = [
     ("/detokenize", "The text of ids", &["DetokenizeFields"]),
     ("/octet/answers", "Begin an answer that goes on by itself", &["ChatFields", "SamplingFields", "OctetFields"]),
     ("/octet/plan", "Predict memory and speed", &[]),
+    ("/octet/peers/{name}/chat/completions", "Ask a peer, in the words of OpenAI", &[]),
     ("/octet/models/{name}/load", "Open a model", &[]),
     ("/octet/models/{name}/unload", "Let go of a model", &[]),
 ];
 
-const GETS: [(&str, &str); 18] = [
+const GETS: [(&str, &str); 19] = [
     ("/v1/models", "Models that answer"),
     ("/v1/models/{name}", "One model"),
     ("/api/tags", "Models that answer (Ollama)"),
@@ -58,6 +59,7 @@ const GETS: [(&str, &str); 18] = [
     ("/octet/logs", "The last requests and answers, without prompts"),
     ("/octet/plan", "What may be planned"),
     ("/octet/models/{name}/experts", "Tokens that each expert has seen"),
+    ("/octet/peers", "Other servers whose models the page may compare"),
     ("/octet/conversations", "Conversations that are kept"),
     ("/octet/conversations/{id}", "One of them"),
     ("/octet/answers", "Answers that are being written"),

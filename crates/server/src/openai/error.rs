@@ -26,6 +26,7 @@ fn names(fault: Fault) -> (&'static str, Option<&'static str>) {
         Fault::TooSlow => ("invalid_request_error", Some("request_timeout")),
         Fault::TooMany => ("rate_limit_error", Some("rate_limit_exceeded")),
         Fault::Unavailable => ("server_error", Some("unavailable")),
+        Fault::Upstream => ("server_error", Some("bad_gateway")),
         Fault::Internal => ("server_error", None),
     }
 }
