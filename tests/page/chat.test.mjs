@@ -61,6 +61,7 @@ test('ask, see tokens and times, ask again, edit and branch, continue, stop', as
   await settings(page, { 'Most tokens': 12, Temperature: 0 });
   await say(page, 'What is the capital of France?');
   await finished(page);
+  assert.equal(await page.title(), 'What is the capital of France? · Octet');
   const first = await lastAnswer(page).locator('.content').innerText();
   assert.equal(first, await greedy([['user', 'What is the capital of France?']], 12));
   assert.match(await lastAnswer(page).innerText(), /\d+ tokens\s*· [\d.,]+ tok\/s\s*· [\d.,]+ m?s to the first token/);

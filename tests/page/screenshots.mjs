@@ -86,6 +86,7 @@ for (const colorScheme of ['light', 'dark']) {
     await take('plan');
     await enter('/server');
     await page.getByRole('img', { name: /Tokens written a second/ }).waitFor();
+    await page.getByRole('img', { name: /Time between tokens/ }).waitFor();
     await take('server');
   });
 }

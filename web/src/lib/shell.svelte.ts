@@ -8,6 +8,8 @@ class Shell {
   /** Only on a phone: whether the rail slides over. */
   rail = $state(false);
   drawer = $state<Drawer | null>(null);
+  /** Of the conversation that is shown. */
+  title = $state('');
   finder = $state(false);
   keys = $state(false);
   /** The message whose experts or prompt the drawer shows; the last one if null. */
