@@ -19,9 +19,11 @@ const KEPT: f64 = 0.75;
 const LONG_PROMPT: usize = 512;
 /// With the default budget, 420 ms, which leaves room below half a second for steps that take longer than the ones before.
 const LONGER: f64 = 1.4;
-/// Short prompts hold streams up for this many of their own steps, or for [`FIRST_TOKENS`], whichever is more: with a small
-/// model that is far less than the budget, and costs hardly anything.
+/// Prompts hold streams up for this many of their own steps, or for a good piece, whichever is more: with a small model that
+/// is far less than the budget, and costs hardly anything.
 const OWN_STEPS: f64 = 3.0;
+/// A good piece of a long prompt; of short ones, it has [`FIRST_TOKENS`].
+const LONG_PIECE: usize = 256;
 /// The next step may have this many times the tokens of the latest ones, so that one odd measurement misleads it no further.
 const FASTEST_GROWTH: f64 = 2.0;
 /// A step that delays nobody's next word may take this many budgets. It is given up when all have gone whom it is for, but
@@ -99,16 +101,16 @@ impl Pace {
         if self.budget_s == f64::INFINITY {
             return self.most_tokens;
         }
-        let fits = match streams {
-            0 => self.tokens_in(ALONE * self.budget_s),
-            _ if longest > LONG_PROMPT => self.tokens_in(LONGER * self.budget_s),
-            _ => {
-                let own_s = self.decode_of(streams).map_or(f64::INFINITY, |step_s| OWN_STEPS * step_s);
-                let short = self.tokens_in(own_s.min(self.budget_s)).max(FIRST_TOKENS);
-                short.min(self.tokens_in(self.budget_s))
-            }
+        let (budgets, good_piece) = match streams {
+            0 => (ALONE, self.most_tokens),
+            _ if longest > LONG_PROMPT => (LONGER, LONG_PIECE),
+            _ => (1.0, FIRST_TOKENS),
         };
-        fits.saturating_sub(streams).clamp(LEAST_TOKENS.min(self.most_tokens), self.most_tokens)
+        let own_s = self.decode_of(streams).map_or(f64::INFINITY, |step_s| OWN_STEPS * step_s);
+        let fits = self.tokens_in(budgets * self.budget_s);
+        fits.min(self.tokens_in(own_s).max(good_piece))
+            .saturating_sub(streams)
+            .clamp(LEAST_TOKENS.min(self.most_tokens), self.most_tokens)
     }
 
     /// Tokens of a step that takes no longer than that.
@@ -221,7 +223,7 @@ mod tests {
         }
         assert_eq!(pace.prompt_tokens(1, 128), 63, "fewer than 64 would be no good piece");
         assert_eq!(pace.prompt_tokens(16, 128), 124 - 16);
-        assert!(pace.prompt_tokens(16, 2000) > 200, "a long prompt goes by the budget");
+        assert_eq!(pace.prompt_tokens(16, 2000), 256 - 16, "a long prompt has larger pieces");
     }
 
     #[test]
