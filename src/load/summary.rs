@@ -131,3 +131,36 @@ impl fmt::Display for Summary {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A request that was due at `due_ms`, whose pieces came then.
+    fn record(began: Instant, due_ms: u64, times_ms: &[u64]) -> Record {
+        let at = |ms: u64| began + Duration::from_millis(ms);
+        let times: Vec<Instant> = times_ms.iter().map(|&ms| at(ms)).collect();
+        let end = *times.last().unwrap();
+        Record { due: at(due_ms), tokens: times.len(), times, end, prompt_tokens: 5, cached_tokens: 2, error: None }
+    }
+
+    /// The quantile `q` of `n` sorted values is the one at `⌊q n⌋`, as in other load generators.
+    #[test]
+    fn figures_are_those_of_whole_answers() {
+        let began = Instant::now();
+        let broken = Record { error: Some("it broke".into()), ..record(began, 0, &[1, 5000]) };
+        let records = [record(began, 0, &[100, 110, 130]), record(began, 50, &[250, 260, 300, 310]), broken];
+        let late = record(began, 120, &[255, 256]);
+        let summary = Summary::new(&records, Some(&late), Duration::from_millis(500));
+        assert_eq!((summary.requests, summary.failures), (3, 1));
+        assert_eq!((summary.output_tokens, summary.output_tokens_per_s), (7, 14.0));
+        assert_eq!((summary.prompt_tokens, summary.cached_tokens), (10, 4));
+        let spread = |spread: Option<Spread>| spread.map(|s| [s.median, s.p99, s.worst].map(f64::round)).unwrap();
+        assert_eq!(spread(summary.first_token_ms), [200.0, 200.0, 200.0]);
+        assert_eq!(spread(summary.gap_ms), [10.0, 40.0, 40.0]);
+        assert_eq!(spread(summary.whole_ms), [260.0, 260.0, 260.0]);
+        let late = summary.intruder.unwrap();
+        assert_eq!((late.first_token_s * 1e3).round(), 135.0);
+        assert_eq!((late.worst_gap_s * 1e3).round(), 20.0, "of the gaps that overlap with its wait");
+    }
+}

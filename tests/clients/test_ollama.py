@@ -4,6 +4,7 @@ import os
 import unittest
 
 import ollama
+import openai
 
 from test_openai import HELLO, SCHEMA, TOOL
 
@@ -21,6 +22,15 @@ class OllamaClient(unittest.TestCase):
         lines = list(self.client.chat("small:latest", HELLO, options=OPTIONS, stream=True))
         self.assertEqual("".join(line.message.content for line in lines), whole.message.content)
         self.assertIn(lines[-1].done_reason, ("stop", "length"))
+
+    def test_the_last_message_of_the_assistant_is_continued(self):
+        said = HELLO + [{"role": "assistant", "content": "Good day, my dear"}]
+        greedy = {**OPTIONS, "repeat_penalty": 1}
+        continued = self.client.chat("small", said, options=greedy).message.content
+        with openai.OpenAI(base_url=os.environ["OCTET_URL"] + "/v1", api_key=os.environ["OCTET_KEY"], max_retries=0) as other:
+            same = other.chat.completions.create(model="small", messages=said, temperature=0, max_tokens=OPTIONS["num_predict"])
+        self.assertEqual(continued, same.choices[0].message.content)
+        self.assertNotEqual(continued, self.client.chat("small", HELLO, options=greedy).message.content)
 
     def test_generate(self):
         raw = self.client.generate("small", "The sky is", raw=True, options=OPTIONS)
