@@ -6,12 +6,12 @@
 //! ```text
 //! a b ≈ a0 b0 + a0 b1 + a1 b0 + a0 b2 + a1 b1 + a2 b0
 //! ```
-//! Where `b` was stored in bf16, as frozen weights often are, b1 and b2 are zero and three products are left. The tile registers
-//! sum in f32 over at most 256 columns; those sums are added up in f32 in order. So a number of the result has the same bits
-//! whatever part of the result is computed with it.
+//! Where `b` was stored in bf16, as frozen weights often are, b1 and b2 are zero and three products are left; if it lies in
+//! memory so, it is read as it lies. The tile registers sum in f32 over at most 256 columns, or 640 of bf16; those sums are added up in f32 in
+//! order. So a number of the result has the same bits whatever part of the result is computed with it.
 //!
 //! Pieces lie tile by tile as the instruction reads them: of `a` sixteen rows of 32 columns, of `b` sixteen pairs of rows of
-//! sixteen columns, `[tile][32 columns or rows][piece][1 KiB]`. Letters: m, n, k are rows and columns of the result, and what is
+//! sixteen columns, `[tile][32 columns or rows][piece][1 KiB]`, with one piece where `b` lies in bf16, else three. Letters: m, n, k are rows and columns of the result, and what is
 //! summed over; a line is a row of `a` or a column of `b`, and a step is 32 of k.
 
 use std::arch::asm;
@@ -26,19 +26,38 @@ use crate::float_matmul::Target;
 const LINES: usize = 16;
 /// Of k, in a tile.
 const STEP: usize = 32;
-/// Of k, between two sums in memory.
+/// Of k, between two sums in memory: as much as lets both operands' pieces stay in the second cache.
 const DEPTH: usize = 256;
+/// The same where `b` has one piece.
+const BF16_DEPTH: usize = 640;
 /// Words of a piece of a tile.
 const WORDS: usize = 256;
 const PIECES: usize = 3;
 
-/// A matrix whose element of line `l` at depth `k` is `values[l * line_stride + k * k_stride]`; one of the strides is 1.
+/// A matrix whose element of line `l` at depth `k` is `values[l * line_stride + k * k_stride]`; one of the strides is 1. `T` is
+/// f32, or u16 for the bits of bf16, which may lie at any address.
 #[derive(Clone, Copy)]
-pub(crate) struct Lines {
-    pub(crate) values: *const f32,
+pub(crate) struct Lines<T> {
+    pub(crate) values: *const T,
     pub(crate) lines: usize,
     pub(crate) line_stride: usize,
     pub(crate) k_stride: usize,
+}
+
+/// The right-hand side.
+#[derive(Clone, Copy)]
+pub(crate) enum Right {
+    F32(Lines<f32>),
+    Bf16(Lines<u16>),
+}
+
+impl Right {
+    fn lines(self) -> usize {
+        match self {
+            Right::F32(b) => b.lines,
+            Right::Bf16(b) => b.lines,
+        }
+    }
 }
 
 /// Where results go: rows of `n` floats, `stride` apart.
@@ -58,7 +77,8 @@ thread_local! {
 pub(crate) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     const BF16: u32 = 1 << 22;
-    *AVAILABLE.get_or_init(|| crate::amx::is_available() && __cpuid_count(7, 0).edx & BF16 != 0)
+    let has_bf16 = || __cpuid_count(7, 0).edx & BF16 != 0 && is_x86_feature_detected!("avx512vl");
+    *AVAILABLE.get_or_init(|| crate::amx::is_available() && has_bf16())
 }
 
 /// Whether a product is worth it: tiles that are mostly padding are not.
@@ -72,15 +92,16 @@ pub(crate) fn suits(m: usize, n: usize, k: usize, strides: [usize; 4]) -> bool {
 /// # Safety
 /// [`is_available`] must be true; the elements of `a` and `b` up to depth `k` must be readable, those of `y` writable and
 /// nobody else's.
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(crate) unsafe fn product(a: Lines, b: Lines, k: usize, y: Results) {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(crate) unsafe fn product(a: Lines<f32>, b: Right, k: usize, y: Results) {
     PACKED.with_borrow_mut(|[packed_a, packed_b]| {
-        let parts = k.div_ceil(DEPTH).max(1);
+        let (most, b_pieces) = if matches!(b, Right::Bf16(_)) { (BF16_DEPTH, 1) } else { (DEPTH, PIECES) };
+        let parts = k.div_ceil(most).max(1);
         let depth = k.div_ceil(parts).next_multiple_of(STEP);
         let steps = depth / STEP;
-        let words = |lines: usize| lines.next_multiple_of(2 * LINES) / LINES * steps * PIECES * WORDS;
-        packed_a.resize(words(a.lines));
-        packed_b.resize(words(b.lines));
+        let words = |lines: usize, pieces: usize| lines.next_multiple_of(2 * LINES) / LINES * steps * pieces * WORDS;
+        packed_a.resize(words(a.lines, PIECES));
+        packed_b.resize(words(b.lines(), b_pieces));
         // SAFETY: the caller's promise, here and below; both buffers hold as many tiles.
         unsafe {
             // All as sixteen rows of 64 bytes.
@@ -88,19 +109,25 @@ pub(crate) unsafe fn product(a: Lines, b: Lines, k: usize, y: Results) {
             for first in (0..k).step_by(depth) {
                 let part = first..k.min(first + depth);
                 pack::<false>(a, part.clone(), steps, packed_a.as_mut_slice());
-                let is_exact = pack::<true>(b, part, steps, packed_b.as_mut_slice());
+                let is_exact = match b {
+                    Right::F32(b) => pack::<true>(b, part, steps, packed_b.as_mut_slice()),
+                    Right::Bf16(b) => {
+                        pack_bf16(b, part, steps, packed_b.as_mut_slice());
+                        true
+                    }
+                };
                 let y = Results { target: if first == 0 { y.target } else { Target::Sum }, ..y };
                 let packed = [packed_a.as_slice(), packed_b.as_slice()];
                 let mut sums = Sums([[[0.0; LINES]; LINES]; 4]);
-                for col in (0..b.lines).step_by(2 * LINES) {
+                for col in (0..b.lines()).step_by(2 * LINES) {
                     for row in (0..a.lines).step_by(2 * LINES) {
-                        let [a_tiles, b_tiles] = [(packed[0], row), (packed[1], col)]
-                            .map(|(p, line)| p.as_ptr().add(line / LINES * steps * PIECES * WORDS));
+                        let [a_tiles, b_tiles] = [(packed[0], row, PIECES), (packed[1], col, b_pieces)]
+                            .map(|(p, line, pieces)| p.as_ptr().add(line / LINES * steps * pieces * WORDS));
                         match is_exact {
-                            true => multiply_bf16(a_tiles, b_tiles, steps, &mut sums),
+                            true => multiply_bf16(a_tiles, (b_tiles, b_pieces), steps, &mut sums),
                             false => multiply_f32(a_tiles, b_tiles, steps, &mut sums),
                         }
-                        add(&sums, [row, col], [a.lines, b.lines], y);
+                        add(&sums, [row, col], [a.lines, b.lines()], y);
                     }
                 }
             }
@@ -115,7 +142,12 @@ struct Sums([[[f32; LINES]; LINES]; 4]);
 
 /// Cuts lines at depths `part` into pieces; `IS_B`: in the order of the right-hand side. Gives whether all numbers were bf16.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn pack<const IS_B: bool>(from: Lines, part: std::ops::Range<usize>, steps: usize, out: &mut [u32]) -> bool {
+unsafe fn pack<const IS_B: bool>(
+    from: Lines<f32>,
+    part: std::ops::Range<usize>,
+    steps: usize,
+    out: &mut [u32],
+) -> bool {
     let mut rest = _mm512_setzero_si512();
     let tiles = from.lines.next_multiple_of(2 * LINES) / LINES;
     for (tile, out) in out.chunks_exact_mut(steps * PIECES * WORDS).take(tiles).enumerate() {
@@ -154,6 +186,45 @@ unsafe fn pack<const IS_B: bool>(from: Lines, part: std::ops::Range<usize>, step
         }
     }
     _mm512_test_epi32_mask(rest, rest) == 0
+}
+
+/// Puts lines at depths `part` in the order of the right-hand side, one piece each.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn pack_bf16(from: Lines<u16>, part: std::ops::Range<usize>, steps: usize, out: &mut [u32]) {
+    let tiles = from.lines.next_multiple_of(2 * LINES) / LINES;
+    let first_words = |n: usize| (1u64 << n) as u32;
+    for (tile, out) in out.chunks_exact_mut(steps * WORDS).take(tiles).enumerate() {
+        for (step, out) in out.chunks_exact_mut(WORDS).enumerate() {
+            let lines = from.lines.saturating_sub(tile * LINES).min(LINES);
+            let first = part.start + step * STEP;
+            let depth = part.end.saturating_sub(first).min(STEP);
+            let start = from.values.wrapping_add(tile * LINES * from.line_stride + first * from.k_stride);
+            let mut vectors = [_mm512_setzero_si512(); LINES];
+            // SAFETY: the caller's promise: `lines` and `depth` keep within the matrix, also where both are 0.
+            unsafe {
+                if from.k_stride == 1 {
+                    for (i, vector) in vectors.iter_mut().enumerate().take(lines) {
+                        let mask = first_words(depth).wrapping_sub(1);
+                        *vector = _mm512_maskz_loadu_epi16(mask, start.wrapping_add(i * from.line_stride).cast());
+                    }
+                    transpose(&mut vectors);
+                } else {
+                    let mask = first_words(lines).wrapping_sub(1) as u16;
+                    let row = |k: usize| {
+                        let mask = if k < depth { mask } else { 0 };
+                        let at = start.wrapping_add(k * from.k_stride).cast();
+                        _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at))
+                    };
+                    for (i, vector) in vectors.iter_mut().enumerate() {
+                        *vector = _mm512_or_si512(row(2 * i), _mm512_slli_epi32::<16>(row(2 * i + 1)));
+                    }
+                }
+                vectors.iter().zip(out.chunks_exact_mut(LINES)).for_each(|(v, out)| {
+                    _mm512_store_si512(out.as_mut_ptr().cast(), *v);
+                });
+            }
+        }
+    }
 }
 
 /// The first `n` of sixteen floats, and zeros.
@@ -236,13 +307,13 @@ unsafe fn transpose(v: &mut [__m512i; LINES]) {
 /// Sums over all steps of two tiles of `a` (registers 4 and 5) times two of `b` (6 and 7), in registers 0 to 3: the lines say what
 /// happens in a step.
 macro_rules! tile_sums {
-    (($a:ident, $b:ident, $steps:ident, $sums:ident), $($line:literal),* $(,)?) => {{
-        let tile_bytes = $steps * PIECES * WORDS * 4;
+    (($a:ident, $b:ident, $b_pieces:expr, $steps:ident, $sums:ident), $($line:literal),* $(,)?) => {{
+        let b_step = $b_pieces * WORDS * 4;
         asm!(
             "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
             "2:",
             $($line,)*
-            "add {a}, 3072", "add {a_next}, 3072", "add {b}, 3072", "add {b_next}, 3072",
+            "add {a}, 3072", "add {a_next}, 3072", "add {b}, {b_step}", "add {b_next}, {b_step}",
             "dec {left}",
             "jnz 2b",
             "tilestored [{out} + {stride}], tmm0",
@@ -250,9 +321,10 @@ macro_rules! tile_sums {
             "tilestored [{out} + {stride} + 2048], tmm2",
             "tilestored [{out} + {stride} + 3072], tmm3",
             a = inout(reg) $a => _,
-            a_next = inout(reg) $a.wrapping_byte_add(tile_bytes) => _,
+            a_next = inout(reg) $a.wrapping_byte_add($steps * PIECES * WORDS * 4) => _,
             b = inout(reg) $b => _,
-            b_next = inout(reg) $b.wrapping_byte_add(tile_bytes) => _,
+            b_next = inout(reg) $b.wrapping_byte_add($steps * b_step) => _,
+            b_step = in(reg) b_step,
             left = inout(reg) $steps => _,
             out = in(reg) $sums.0.as_mut_ptr(),
             stride = in(reg) 64usize,
@@ -263,16 +335,16 @@ macro_rules! tile_sums {
     }};
 }
 
-/// Sums of two tiles of `a` times two of `b` whose numbers are bf16: a2 b0, a1 b0, a0 b0.
+/// Sums of two tiles of `a` times two of `b` whose numbers are bf16, in so many pieces: a2 b0, a1 b0, a0 b0.
 ///
 /// # Safety
 /// Both have two tiles of `steps` steps, at least one; the tile registers are set up.
 #[inline(always)]
-unsafe fn multiply_bf16(a: *const u32, b: *const u32, steps: usize, sums: &mut Sums) {
+unsafe fn multiply_bf16(a: *const u32, (b, b_pieces): (*const u32, usize), steps: usize, sums: &mut Sums) {
     // SAFETY: the caller's promise.
     unsafe {
         tile_sums!(
-            (a, b, steps, sums),
+            (a, b, b_pieces, steps, sums),
             "tileloadd tmm6, [{b} + {stride}]\ntileloadd tmm4, [{a} + {stride} + 2048]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tileloadd tmm7, [{b_next} + {stride}]\ntdpbf16ps tmm1, tmm4, tmm7",
@@ -299,7 +371,7 @@ unsafe fn multiply_f32(a: *const u32, b: *const u32, steps: usize, sums: &mut Su
     // SAFETY: the caller's promise.
     unsafe {
         tile_sums!(
-            (a, b, steps, sums),
+            (a, b, PIECES, steps, sums),
             "tileloadd tmm6, [{b} + {stride}]\ntileloadd tmm4, [{a} + {stride} + 2048]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tileloadd tmm7, [{b_next} + {stride}]\ntdpbf16ps tmm1, tmm4, tmm7",

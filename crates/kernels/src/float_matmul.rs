@@ -1,4 +1,5 @@
-//! Products of plain f32 matrices, for training: `y = a b` or `y += a b`, with rows and columns wherever they lie.
+//! Products of plain matrices, for training: `y = a b` or `y += a b`, with rows and columns wherever they lie. They are f32;
+//! `b` may be bf16, as frozen weights often are, and is read as it lies.
 //!
 //! The arithmetic is AMX's where there is it (`amx_floats.rs`), and else the gemm crate's, which picks the machine's instructions
 //! by itself. Both sum over `k` in an order that depends on `k` alone, so that results do not depend on how they are split over
@@ -12,15 +13,33 @@ use crate::amx_floats;
 
 /// Most rows and columns of the results of a work item: large enough that copying the operands into the order of the
 /// inner loop costs little, and few enough that threads end together.
-const ITEM_ROWS: usize = 512;
-const ITEM_COLS: usize = 512;
+const ITEM_SIZE: [usize; 2] = [512, 512];
+/// The same where `b` is bf16, which is summed over more of k at a time, and takes less room.
+const BF16_ITEM_SIZE: [usize; 2] = [256, 768];
 /// Parts are multiples of this, which the inner loops like.
 const STEP: usize = 16;
+
+/// Numbers one after the other.
+#[derive(Clone, Copy)]
+enum Values<'a> {
+    F32(&'a [f32]),
+    /// Two bytes each, the lower one first.
+    Bf16(&'a [u8]),
+}
+
+impl Values<'_> {
+    fn from(self, first: usize) -> Self {
+        match self {
+            Values::F32(values) => Values::F32(&values[first.min(values.len())..]),
+            Values::Bf16(bytes) => Values::Bf16(&bytes[(2 * first).min(bytes.len())..]),
+        }
+    }
+}
 
 /// A matrix within a slice: element `(i, j)` is `values[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
 pub struct FloatMatrix<'a> {
-    values: &'a [f32],
+    values: Values<'a>,
     rows: usize,
     cols: usize,
     row_stride: usize,
@@ -43,7 +62,17 @@ impl<'a> FloatMatrix<'a> {
     /// If the last row ends outside the slice.
     pub fn strided(values: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> FloatMatrix<'a> {
         check_bounds(values.len(), rows, cols, row_stride);
-        FloatMatrix { values, rows, cols, row_stride, col_stride: 1 }
+        FloatMatrix { values: Values::F32(values), rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// bf16 `[rows, cols]`, row after row, two bytes each with the lower one first.
+    ///
+    /// # Panics
+    /// If the slice is no whole number of rows.
+    pub fn bf16(bytes: &'a [u8], cols: usize) -> FloatMatrix<'a> {
+        let rows = (bytes.len() / 2).checked_div(cols).unwrap_or(0);
+        assert_eq!(bytes.len(), 2 * rows * cols, "whole rows of {cols}");
+        FloatMatrix { values: Values::Bf16(bytes), rows, cols, row_stride: cols, col_stride: 1 }
     }
 
     /// The same matrix with rows and columns exchanged.
@@ -53,11 +82,32 @@ impl<'a> FloatMatrix<'a> {
     }
 
     fn rows_from(self, first: usize, rows: usize) -> FloatMatrix<'a> {
-        FloatMatrix { values: &self.values[(first * self.row_stride).min(self.values.len())..], rows, ..self }
+        FloatMatrix { values: self.values.from(first * self.row_stride), rows, ..self }
     }
 
     fn cols_from(self, first: usize, cols: usize) -> FloatMatrix<'a> {
         self.transposed().rows_from(first, cols).transposed()
+    }
+
+    /// The matrix in f32: itself, or a copy in `floats`, in which rows or columns stand as close as may be.
+    fn in_f32<'b>(&self, floats: &'b mut Vec<f32>) -> (&'b [f32], [usize; 2])
+    where
+        'a: 'b,
+    {
+        let bytes = match self.values {
+            Values::F32(values) => return (values, [self.row_stride, self.col_stride]),
+            Values::Bf16(bytes) => bytes,
+        };
+        let by_rows = self.col_stride == 1;
+        let [lines, length, stride] =
+            if by_rows { [self.rows, self.cols, self.row_stride] } else { [self.cols, self.rows, self.col_stride] };
+        for line in 0..lines {
+            let line = &bytes[2 * line * stride..][..2 * length];
+            floats.extend(
+                line.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)),
+            );
+        }
+        (floats, if by_rows { [length, 1] } else { [1, length] })
     }
 }
 
@@ -114,23 +164,41 @@ pub fn float_matmul(
 ) {
     check_shapes(&a, &b, &y);
     let (m, n, y_stride) = (y.rows, y.cols, y.row_stride);
-    let item_rows = even_parts(m, m.div_ceil(ITEM_ROWS));
-    let row_items = m.div_ceil(item_rows);
-    let item_cols = even_parts(n, n.div_ceil(ITEM_COLS).max(pool.threads().div_ceil(row_items.max(1))));
-    let col_items = n.div_ceil(item_cols);
+    let [most_rows, most_cols] = if matches!(b.values, Values::Bf16(_)) { BF16_ITEM_SIZE } else { ITEM_SIZE };
+    let (item_rows, row_items) = even_parts(m, m.div_ceil(most_rows));
+    // As many items for each thread, so that none waits for the last one.
+    let threads = pool.threads();
+    let is_even = |parts: &usize| (row_items * parts).is_multiple_of(threads);
+    let col_parts = n.div_ceil(most_cols).max(1);
+    let (item_cols, col_items) = even_parts(n, (col_parts..col_parts + threads).find(is_even).unwrap_or(col_parts));
     let start = Start(y.values.as_mut_ptr());
     pool.run(row_items * col_items, &|item, _| {
-        let (row, col) = (item / col_items * item_rows, item % col_items * item_cols);
-        let (a, b) = (a.rows_from(row, item_rows.min(m - row)), b.cols_from(col, item_cols.min(n - col)));
+        let part = |index: usize, size: usize, items: usize, whole: usize| {
+            let first = index * size;
+            (first, if index + 1 == items { whole - first } else { size })
+        };
+        let (row, rows) = part(item / col_items, item_rows, row_items, m);
+        let (col, cols) = part(item % col_items, item_cols, col_items, n);
+        let (a, b) = (a.rows_from(row, rows), b.cols_from(col, cols));
         // SAFETY: items' parts of the result are disjoint and, by the constructor's check, inside of the slice, which is
         // borrowed exclusively until the region ends.
         unsafe { product(&a, &b, scale, target, start.at(row * y_stride + col), y_stride) };
     });
 }
 
-/// The length of each of about `parts` equal parts of `len`.
-fn even_parts(len: usize, parts: usize) -> usize {
-    len.div_ceil(parts.max(1)).next_multiple_of(STEP).max(STEP)
+/// Whether matrices in bf16 are best given as they lie: elsewhere each work item makes floats of its part first.
+pub fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return amx_floats::is_available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// The length of each of about `parts` equal parts of `len`, and how many they are. The last takes what is left, so that none
+/// is so small that another arithmetic would do it.
+fn even_parts(len: usize, parts: usize) -> (usize, usize) {
+    let length = len.div_ceil(parts.max(1)).next_multiple_of(STEP).max(STEP);
+    (length, (len / STEP * STEP).div_ceil(length).max(1))
 }
 
 /// The same on the calling thread alone, for the small products inside of attention.
@@ -181,23 +249,26 @@ unsafe fn product(a: &FloatMatrix<'_>, b: &FloatMatrix<'_>, scale: f32, target: 
     if a.rows == 0 || b.cols == 0 {
         return;
     }
+    let mut copies = [vec![], vec![]];
+    let [a_copy, b_copy] = &mut copies;
+    let (a_values, [a_row, a_col]) = a.in_f32(a_copy);
     #[cfg(target_arch = "x86_64")]
     if amx_floats::is_available()
-        && amx_floats::suits(a.rows, b.cols, a.cols, [a.row_stride, a.col_stride, b.col_stride, b.row_stride])
+        && amx_floats::suits(a.rows, b.cols, a.cols, [a_row, a_col, b.col_stride, b.row_stride])
     {
-        let of = |values: &[f32], lines, line_stride, k_stride| amx_floats::Lines {
-            values: values.as_ptr(),
-            lines,
-            line_stride,
-            k_stride,
+        use amx_floats::{Lines, Right};
+        let left = Lines { values: a_values.as_ptr(), lines: a.rows, line_stride: a_row, k_stride: a_col };
+        let (lines, line_stride, k_stride) = (b.cols, b.col_stride, b.row_stride);
+        let right = match b.values {
+            Values::F32(values) => Right::F32(Lines { values: values.as_ptr(), lines, line_stride, k_stride }),
+            Values::Bf16(bytes) => Right::Bf16(Lines { values: bytes.as_ptr().cast(), lines, line_stride, k_stride }),
         };
-        let left = of(a.values, a.rows, a.row_stride, a.col_stride);
-        let right = of(b.values, b.cols, b.col_stride, b.row_stride);
         let results = amx_floats::Results { start: y, stride: y_stride, scale, target };
         // SAFETY: the operands' constructors have checked that their elements lie in their slices; of `y` the caller has.
         unsafe { amx_floats::product(left, right, a.cols, results) };
         return;
     }
+    let (b_values, [b_row, b_col]) = b.in_f32(b_copy);
     let gemm = gemm_f32::gemm::f32::get_gemm_fn();
     // The inner loops want results whose columns are runs of memory, so the transposed product is asked for.
     // SAFETY: the operands' constructors have checked that their elements lie in their slices; of `y` the caller has.
@@ -210,12 +281,12 @@ unsafe fn product(a: &FloatMatrix<'_>, b: &FloatMatrix<'_>, scale: f32, target: 
             y_stride as isize,
             1,
             target == Target::Sum,
-            b.values.as_ptr(),
-            b.row_stride as isize,
-            b.col_stride as isize,
-            a.values.as_ptr(),
-            a.row_stride as isize,
-            a.col_stride as isize,
+            b_values.as_ptr(),
+            b_row as isize,
+            b_col as isize,
+            a_values.as_ptr(),
+            a_row as isize,
+            a_col as isize,
             1.0,
             scale,
             false,
@@ -278,10 +349,15 @@ mod tests {
                 };
                 let (a_turned, b_turned) = (turn(&a, m, k), turn(&b, k, n));
                 let lefts = [FloatMatrix::new(&a, k), FloatMatrix::new(&a_turned, m).transposed()];
-                let rights = [FloatMatrix::new(&b, n), FloatMatrix::new(&b_turned, k).transposed()];
+                let bytes = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()[2..].to_vec()).collect::<Vec<u8>>();
+                let (b_bytes, turned_bytes) = (bytes(&b), bytes(&b_turned));
+                let mut rights = vec![FloatMatrix::new(&b, n), FloatMatrix::new(&b_turned, k).transposed()];
+                if b != full {
+                    rights.extend([FloatMatrix::bf16(&b_bytes, n), FloatMatrix::bf16(&turned_bytes, k).transposed()]);
+                }
                 let largest = |x: &[f32]| x.iter().fold(0f32, |m, x| m.max(x.abs())) as f64;
                 let unit = largest(&a) * largest(&b) * (k as f64).sqrt();
-                for (left, right) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                for (left, right) in (0..2 * rights.len()).map(|i| (i % 2, i / 2)) {
                     let mut y = vec![1.0; m * n];
                     let out = FloatMatrixMut::new(&mut y, n);
                     float_matmul(&pool, lefts[left], rights[right], 0.5, Target::Sum, out);
@@ -292,6 +368,33 @@ mod tests {
                         assert!(error < 1e-6 * (unit + 1.0), "{m} {n} {k} {left} {right}: {error} of {unit}");
                     }
                 }
+            }
+        }
+    }
+
+    /// As it lies, or as floats: the same bits, whichever way it is turned, and also in products too small for AMX. (Over more
+    /// than 256 of k AMX adds up in another order.)
+    #[test]
+    fn bf16_gives_the_bits_of_its_floats() {
+        let pool = ThreadPool::new(2);
+        for (m, n, k) in [(16, 16, 16), (5, 70, 33), (40, 600, 65), (70, 49, 256), (0, 3, 4), (3, 2, 0)] {
+            let a = numbers(m * k, 1);
+            for is_turned in [false, true] {
+                let cut: Vec<u16> = numbers(k * n, 2).iter().map(|x| (x.to_bits() >> 16) as u16).collect();
+                let floats: Vec<f32> = cut.iter().map(|&bits| f32::from_bits(u32::from(bits) << 16)).collect();
+                // One byte too far, as nothing is promised of addresses in files.
+                let bytes: Vec<u8> = std::iter::once(0).chain(cut.iter().flat_map(|bits| bits.to_le_bytes())).collect();
+                let cols = if is_turned { k } else { n };
+                let results = [FloatMatrix::new(&floats, cols), FloatMatrix::bf16(&bytes[1..], cols)].map(|b| {
+                    let mut y = vec![0.0; m * n];
+                    let b = if is_turned { b.transposed() } else { b };
+                    let a = FloatMatrix::strided(&a, m, k, k);
+                    if b.rows == k && b.cols == n {
+                        float_matmul(&pool, a, b, 1.0, Target::Fresh, FloatMatrixMut::strided(&mut y, m, n, n));
+                    }
+                    y
+                });
+                assert_eq!(results[0], results[1], "{m} {n} {k} {is_turned}");
             }
         }
     }

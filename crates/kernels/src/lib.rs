@@ -68,7 +68,7 @@ pub use activations::{Activations, Reads};
 pub use attention::{AttentionLayer, AttentionScratch, attention};
 pub use error::Error;
 pub use experts::{Expert, ExpertChange, ExpertScratch, ExpertsChange, Routes, experts};
-pub use float_matmul::{FloatMatrix, FloatMatrixMut, Target, float_matmul};
+pub use float_matmul::{FloatMatrix, FloatMatrixMut, Target, float_matmul, multiplies_bf16};
 pub use kv_pages::{KvPages, KvType, Queries};
 pub use low_rank::{Changed, LowRank, add_low_rank};
 pub use matmul::{Product, matmul};

@@ -3,7 +3,8 @@
 //! ```text
 //! d_x = d_y W + scale · (d_y B) A      d_W = d_yᵀ x      d_B = scale · d_yᵀ (x Aᵀ)      d_A = scale · (d_y B)ᵀ x
 //! ```
-//! A frozen matrix has no `d_W`. It is turned into floats a tile of rows at a time, for both directions.
+//! A frozen matrix has no `d_W`. It is turned into floats a tile of rows at a time, for both directions, unless it is bf16 and
+//! the machine multiplies that as it lies.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,7 +12,7 @@ use std::ops::Range;
 use octet_checkpoint::{Checkpoint, ElementType, TensorName};
 use octet_kernels::blocks::dequantize_row;
 use octet_kernels::gradients::for_each_rows;
-use octet_kernels::{FloatMatrix, FloatMatrixMut, Target, ThreadPool, float_matmul};
+use octet_kernels::{FloatMatrix, FloatMatrixMut, Target, ThreadPool, float_matmul, multiplies_bf16};
 
 use crate::buffers::Buffers;
 use crate::lora::Dropout;
@@ -145,48 +146,97 @@ impl Linear {
 
     /// `d_x [n, cols]` from `d_y [n, rows]`.
     pub(crate) fn input_gradient(&self, pass: &mut Pass<'_>, d_y: &[f32], target: Target, d_x: &mut [f32]) {
+        self.weight_input_gradient(pass, d_y, target, d_x);
+        let Some((lora, [a, b])) = self.lora(pass) else { return };
+        let d_inner = self.inner_gradient(pass, &lora, b, d_y);
+        self.change_input_gradient(pass, &lora, a, &d_inner, d_x);
+        pass.buffers.give(d_inner);
+    }
+
+    /// Adds to the gradients of `W`, or of `A` and `B`, what `x [n, cols]` and `d_y [n, rows]` say.
+    pub(crate) fn weight_gradient(&self, pass: &mut Pass<'_>, x: &[f32], d_y: &[f32], gradients: &mut Gradients) {
+        self.own_gradient(pass, x, d_y, gradients);
+        let Some((lora, [_, b])) = self.lora(pass) else { return };
+        let d_inner = self.inner_gradient(pass, &lora, b, d_y);
+        self.change_gradient(pass, &lora, (x, d_y, &d_inner), gradients);
+        pass.buffers.give(d_inner);
+    }
+
+    /// Both, which share a product.
+    pub(crate) fn backward(
+        &self,
+        pass: &mut Pass<'_>,
+        (x, d_y): (&[f32], &[f32]),
+        target: Target,
+        d_x: &mut [f32],
+        gradients: &mut Gradients,
+    ) {
+        self.weight_input_gradient(pass, d_y, target, d_x);
+        self.own_gradient(pass, x, d_y, gradients);
+        let Some((lora, [a, b])) = self.lora(pass) else { return };
+        let d_inner = self.inner_gradient(pass, &lora, b, d_y);
+        self.change_input_gradient(pass, &lora, a, &d_inner, d_x);
+        self.change_gradient(pass, &lora, (x, d_y, &d_inner), gradients);
+        pass.buffers.give(d_inner);
+    }
+
+    /// `d_y W`.
+    fn weight_input_gradient(&self, pass: &mut Pass<'_>, d_y: &[f32], target: Target, d_x: &mut [f32]) {
         let (n, rows, cols) = (d_y.len() / self.rows, self.rows, self.cols);
         self.for_each_tile(pass, |pool, tile, w| {
             let target = if tile.start == 0 { target } else { Target::Sum };
             let d_y = FloatMatrix::strided(&d_y[tile.start.min(n * rows)..], n, tile.len(), rows);
             float_matmul(pool, d_y, w, 1.0, target, FloatMatrixMut::new(d_x, cols));
         });
-        let Some((lora, [a, b])) = self.lora(pass) else { return };
-        let d_inner = self.inner_gradient(pass, &lora, b, d_y);
-        let (d_t, a) = (FloatMatrix::new(&d_inner, lora.rank), FloatMatrix::new(a, cols));
-        match self.dropout(pass, &lora) {
-            None => float_matmul(pass.pool, d_t, a, 1.0, Target::Sum, FloatMatrixMut::new(d_x, cols)),
+    }
+
+    /// Adds `d_inner A`.
+    fn change_input_gradient(
+        &self,
+        pass: &mut Pass<'_>,
+        lora: &LoraPlace,
+        a: &[f32],
+        d_inner: &[f32],
+        d_x: &mut [f32],
+    ) {
+        let (d_t, a) = (FloatMatrix::new(d_inner, lora.rank), FloatMatrix::new(a, self.cols));
+        match self.dropout(pass, lora) {
+            None => float_matmul(pass.pool, d_t, a, 1.0, Target::Sum, FloatMatrixMut::new(d_x, self.cols)),
             Some(dropout) => {
-                let mut through = pass.buffers.take(n * cols);
-                float_matmul(pass.pool, d_t, a, 1.0, Target::Fresh, FloatMatrixMut::new(&mut through, cols));
+                let mut through = pass.buffers.take(d_x.len());
+                float_matmul(pass.pool, d_t, a, 1.0, Target::Fresh, FloatMatrixMut::new(&mut through, self.cols));
                 dropout.apply(&mut through);
                 octet_kernels::add_assign(d_x, &through);
                 pass.buffers.give(through);
             }
         }
-        pass.buffers.give(d_inner);
     }
 
-    /// Adds to the gradients of `W`, or of `A` and `B`, what `x [n, cols]` and `d_y [n, rows]` say.
-    pub(crate) fn weight_gradient(&self, pass: &mut Pass<'_>, x: &[f32], d_y: &[f32], gradients: &mut Gradients) {
-        let (rows, cols) = (self.rows, self.cols);
-        let d_y_matrix = FloatMatrix::new(d_y, rows);
-        if let Some(d_w) = self.weight.gradient(gradients) {
-            let to = FloatMatrixMut::new(d_w, cols);
-            float_matmul(pass.pool, d_y_matrix.transposed(), FloatMatrix::new(x, cols), 1.0, Target::Sum, to);
-        }
-        let Some((lora, [_, b])) = self.lora(pass) else { return };
-        let inner = self.inner(pass, &lora, x);
+    /// Adds `d_yᵀ x` to the gradient of `W`, if it is trained.
+    fn own_gradient(&self, pass: &mut Pass<'_>, x: &[f32], d_y: &[f32], gradients: &mut Gradients) {
+        let Some(d_w) = self.weight.gradient(gradients) else { return };
+        let (d_y, x) = (FloatMatrix::new(d_y, self.rows), FloatMatrix::new(x, self.cols));
+        float_matmul(pass.pool, d_y.transposed(), x, 1.0, Target::Sum, FloatMatrixMut::new(d_w, self.cols));
+    }
+
+    /// Adds to the gradients of `A` and `B`.
+    fn change_gradient(
+        &self,
+        pass: &mut Pass<'_>,
+        lora: &LoraPlace,
+        (x, d_y, d_inner): (&[f32], &[f32], &[f32]),
+        gradients: &mut Gradients,
+    ) {
+        let inner = self.inner(pass, lora, x);
         let to = FloatMatrixMut::new(&mut gradients.0[lora.b], lora.rank);
-        let t = FloatMatrix::new(&inner, lora.rank);
-        float_matmul(pass.pool, d_y_matrix.transposed(), t, lora.scale, Target::Sum, to);
+        let (d_y, t) = (FloatMatrix::new(d_y, self.rows), FloatMatrix::new(&inner, lora.rank));
+        float_matmul(pass.pool, d_y.transposed(), t, lora.scale, Target::Sum, to);
         pass.buffers.give(inner);
-        let d_inner = self.inner_gradient(pass, &lora, b, d_y);
-        let d_t = FloatMatrix::new(&d_inner, lora.rank).transposed();
-        let dropped = self.dropped(pass, &lora, x);
-        let to = FloatMatrixMut::new(&mut gradients.0[lora.a], cols);
-        float_matmul(pass.pool, d_t, FloatMatrix::new(dropped.as_deref().unwrap_or(x), cols), 1.0, Target::Sum, to);
-        pass.buffers.give(d_inner);
+        let dropped = self.dropped(pass, lora, x);
+        let (d_t, x) =
+            (FloatMatrix::new(d_inner, lora.rank), FloatMatrix::new(dropped.as_deref().unwrap_or(x), self.cols));
+        let to = FloatMatrixMut::new(&mut gradients.0[lora.a], self.cols);
+        float_matmul(pass.pool, d_t.transposed(), x, 1.0, Target::Sum, to);
         dropped.into_iter().for_each(|x| pass.buffers.give(x));
     }
 
@@ -240,6 +290,9 @@ impl Linear {
         match &self.weight {
             Weight::Trained(index) => {
                 each(pass.pool, 0..self.rows, FloatMatrix::new(&pass.parameters.0[*index].values, self.cols));
+            }
+            Weight::Frozen(frozen) if frozen.element_type == ElementType::BF16 && multiplies_bf16() => {
+                each(pass.pool, 0..self.rows, FloatMatrix::bf16(frozen.bytes(pass.checkpoint), self.cols));
             }
             Weight::Frozen(frozen) => {
                 let at_once = (TILE_VALUES / self.cols).clamp(1, self.rows);
