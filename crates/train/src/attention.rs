@@ -81,8 +81,7 @@ impl Attention {
     ) {
         let AttentionActivations { q, k, v, attended, log_sums } = &kept;
         let mut d_attended = pass.buffers.take(attended.len());
-        self.wo.input_gradient(pass, d_out, Target::Fresh, &mut d_attended);
-        self.wo.weight_gradient(pass, attended, d_out, gradients);
+        self.wo.backward(pass, (attended, d_out), Target::Fresh, &mut d_attended, gradients);
         let [mut d_q, mut d_k, mut d_v] = [q, k, v].map(|x| pass.buffers.take(x.len()));
         let attention = SampleAttention { shape: step.shape, samples: step.batch.lengths(), q, k, v };
         let (given, wanted) = ([attended, log_sums, &d_attended[..]], [&mut d_q[..], &mut d_k[..], &mut d_v[..]]);
@@ -91,8 +90,7 @@ impl Attention {
         turn(pass.pool, step.angles, &mut d_k, self.wk.rows, RopeAngles::turn_token_back);
         let mut target = Target::Fresh;
         for (w, d_y) in [(&self.wq, &d_q), (&self.wk, &d_k), (&self.wv, &d_v)] {
-            w.input_gradient(pass, d_y, target, d_x);
-            w.weight_gradient(pass, x, d_y, gradients);
+            w.backward(pass, (x, d_y), target, d_x, gradients);
             target = Target::Sum;
         }
         [d_attended, d_q, d_k, d_v].into_iter().chain(kept.into_buffers()).for_each(|x| pass.buffers.give(x));

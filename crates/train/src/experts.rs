@@ -180,10 +180,10 @@ pub(crate) fn backward(
         for_each_rows_of_two(pass.pool, both, [hidden_dim; 2], ROWS_AT_ONCE, |first, gate, up| {
             swiglu_gradient(gate, up, &d_hidden[wide.start + first * hidden_dim..][..gate.len()]);
         });
-        expert.w1.input_gradient(pass, &gate[wide.clone()], Target::Fresh, &mut d_gathered[narrow.clone()]);
-        expert.w3.input_gradient(pass, &up[wide.clone()], Target::Sum, &mut d_gathered[narrow.clone()]);
-        expert.w1.weight_gradient(pass, &gathered[narrow.clone()], &gate[wide.clone()], gradients);
-        expert.w3.weight_gradient(pass, &gathered[narrow], &up[wide], gradients);
+        for (w, d_y, target) in [(&expert.w1, &gate, Target::Fresh), (&expert.w3, &up, Target::Sum)] {
+            let given = (&gathered[narrow.clone()], &d_y[wide.clone()]);
+            w.backward(pass, given, target, &mut d_gathered[narrow.clone()], gradients);
+        }
     }
     places.scatter(pass, &d_gathered, None, (k, dim), Target::Fresh, d_x);
     [d_answers, gathered, hidden, d_hidden, d_gathered, gate, up].into_iter().for_each(|x| pass.buffers.give(x));
