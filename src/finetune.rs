@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use octet_checkpoint::Checkpoint;
 use octet_tokenizer::Tokenizer;
-use octet_train::Tuned;
 use octet_train::dataset::{Dataset, Example};
 use octet_train::task::Task;
 use octet_train::trainer::{Ending, Event, Settings, Trainer, Wish};
+use octet_train::{AdapterUse, Tuned};
 
 use crate::{format, output, stdout};
 use data::{DataOptions, Method, Samples};
@@ -203,6 +203,7 @@ fn evaluate(args: &Args, checkpoint: &Arc<Checkpoint>, method: Method, samples: 
     }
     if let Some(entropy) = outcome.routers.mean_entropy() {
         report["expert_load"] = outcome.routers.load().into();
+        report["expert_load_of_layers"] = outcome.routers.load_of_layers().into();
         report["router_entropy"] = entropy.into();
     }
     stdout::print_json(&report)
@@ -333,6 +334,9 @@ fn fingerprint(args: &Args, checkpoint: &Checkpoint, samples: &Samples) -> anyho
         "{epochs} {steps:?} {batch} {pass_tokens} {rate:?} {schedule:?} {warmup} {floor} {weight_decay} {clip}"
     ));
     hash.update(format!("{balance:?} {masters} {seed} {:?} {:?}", args.dpo.preference()?, args.targets));
+    if args.dpo.base_reference {
+        hash.update("base reference");
+    }
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -348,9 +352,11 @@ fn task(
         return Ok(Task::NextToken(samples.single));
     }
     let loss = args.dpo.preference()?;
+    model.observe_with(if args.dpo.base_reference { AdapterUse::Off } else { AdapterUse::On });
     let reference = match args.dpo.reference_free {
         true => None,
         false => Some(references.get(name, model, &samples.pairs)?),
     };
+    model.observe_with(AdapterUse::On);
     Ok(Task::Preference { pairs: samples.pairs, loss, reference })
 }

@@ -122,6 +122,9 @@ pub struct DpoOptions {
     /// DPO: compare with nothing in place of the model as it was
     #[arg(long)]
     pub reference_free: bool,
+    /// DPO: compare with the model without its adapter, where --adapter goes on with one, in place of the model as it was
+    #[arg(long, conflicts_with_all = ["reference_free", "all"])]
+    pub base_reference: bool,
     /// DPO: take the mean over an answer's tokens in place of the sum
     #[arg(long)]
     pub length_normalized: bool,

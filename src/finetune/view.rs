@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn a_line_tells_loss_speed_and_experts() {
         let mut outcome = Outcome { loss: 20.0, tokens: 100, units: 10, ..Outcome::default() };
-        outcome.routers.chosen = vec![30, 70];
+        outcome.routers.chosen = vec![vec![30, 70]];
         outcome.routers.entropy = 1.0;
         outcome.routers.decisions = 2;
         let mut report = StepReport { step: 3, outcome, gradient_norm: 1.0, rate: 0.1, seconds: 2.0 };

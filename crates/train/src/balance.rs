@@ -12,6 +12,8 @@ pub(crate) struct Balance {
     rows: usize,
     /// How often each expert was chosen.
     chosen: Vec<u64>,
+    /// The same in each layer with a router, in the order of the layers.
+    chosen_in_layers: Vec<Vec<u64>>,
     /// Sum of each expert's probability.
     probabilities: Vec<f64>,
     /// Sum over rows of the entropy of the probabilities, in nats.
@@ -25,6 +27,7 @@ impl Balance {
         Balance {
             rows: 0,
             chosen: vec![0; num_experts],
+            chosen_in_layers: Vec::new(),
             probabilities: vec![0.0; num_experts],
             entropy: 0.0,
             coefficient,
@@ -43,7 +46,10 @@ impl Balance {
             self.entropy += nats.sum::<f64>();
         }
         if !routing.logits.is_empty() {
-            routing.experts.iter().for_each(|&e| self.chosen[e as usize] += 1);
+            let mut chosen = vec![0; routing.num_experts];
+            routing.experts.iter().for_each(|&e| chosen[e as usize] += 1);
+            self.chosen.iter_mut().zip(&chosen).for_each(|(sum, count)| *sum += count);
+            self.chosen_in_layers.push(chosen);
         }
     }
 
@@ -59,9 +65,9 @@ impl Balance {
         if self.rows == 0 { 0.0 } else { self.entropy / self.rows as f64 }
     }
 
-    /// How often each expert was chosen, over all layers.
-    pub(crate) fn into_chosen(self) -> Vec<u64> {
-        self.chosen
+    /// How often each expert of each layer was chosen.
+    pub(crate) fn into_chosen(self) -> Vec<Vec<u64>> {
+        self.chosen_in_layers
     }
 
     /// Adds the gradient of `coefficient · loss` with respect to one token's logits, once all layers are counted:

@@ -36,11 +36,11 @@ impl Sequences {
     }
 }
 
-/// What experts did, summed over layers.
+/// What experts did.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RouterStatistics {
-    /// `[num_experts]`: how many times a token chose the expert. Empty in dense models.
-    pub chosen: Vec<u64>,
+    /// `[layers][num_experts]`: how many times a token chose the expert. Empty in dense models.
+    pub chosen: Vec<Vec<u64>>,
     /// Sum over tokens and layers of the entropy of the router's softmax, in nats.
     pub entropy: f64,
     /// Tokens times layers.
@@ -50,22 +50,35 @@ pub struct RouterStatistics {
 impl RouterStatistics {
     /// Adds another pass's.
     pub fn add(&mut self, other: &RouterStatistics) {
-        self.chosen.resize(self.chosen.len().max(other.chosen.len()), 0);
-        self.chosen.iter_mut().zip(&other.chosen).for_each(|(sum, count)| *sum += count);
+        self.chosen.resize(self.chosen.len().max(other.chosen.len()), Vec::new());
+        for (sums, counts) in self.chosen.iter_mut().zip(&other.chosen) {
+            sums.resize(counts.len(), 0);
+            sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        }
         self.entropy += other.entropy;
         self.decisions += other.decisions;
     }
 
-    /// The share of all choices that each expert got.
+    /// The share of all choices that the experts of each number got, over all layers.
     pub fn load(&self) -> Vec<f64> {
-        let all: u64 = self.chosen.iter().sum();
-        self.chosen.iter().map(|&count| count as f64 / all.max(1) as f64).collect()
+        let n_experts = self.chosen.first().map_or(0, Vec::len);
+        shares(&(0..n_experts).map(|expert| self.chosen.iter().map(|layer| layer[expert]).sum()).collect::<Vec<_>>())
+    }
+
+    /// The share of a layer's choices that each of its experts got.
+    pub fn load_of_layers(&self) -> Vec<Vec<f64>> {
+        self.chosen.iter().map(|counts| shares(counts)).collect()
     }
 
     /// The mean entropy of a decision, in nats; `None` without routers.
     pub fn mean_entropy(&self) -> Option<f64> {
         (self.decisions > 0).then(|| self.entropy / self.decisions as f64)
     }
+}
+
+fn shares(counts: &[u64]) -> Vec<f64> {
+    let all: u64 = counts.iter().sum();
+    counts.iter().map(|&count| count as f64 / all.max(1) as f64).collect()
 }
 
 /// What a pass found.
@@ -128,6 +141,9 @@ pub trait Learner {
 
     /// Forgets gradients.
     fn clear_gradients(&mut self);
+
+    /// Lets go of memory that is kept for the next pass, where passes of another kind follow.
+    fn free_memory(&mut self) {}
 
     /// All trained parameters, always in the same order, and the threads that compute.
     fn parts(&mut self) -> (Vec<Slice<'_>>, &octet_kernels::ThreadPool);

@@ -71,8 +71,8 @@ pub struct LossReport {
     pub n_targets: usize,
     /// Sum of the learned tokens' log-probabilities of each sample.
     pub log_probabilities: Vec<f64>,
-    /// How often each expert was chosen, over all layers.
-    pub expert_counts: Vec<u64>,
+    /// `[layers][num_experts]`: how often each expert was chosen. Empty in dense models.
+    pub expert_counts: Vec<Vec<u64>>,
     /// Mean entropy of the routers' probabilities, in nats; 0 in dense models.
     pub router_entropy: f64,
 }
@@ -234,6 +234,7 @@ impl Model {
             adapter: adapter == AdapterUse::On,
             dropout_seed: options.dropout_seed.filter(|_| learn.is_some()),
         };
+        pass.buffers.begin(batch.tokens().len());
         let mut angles = RopeAngles::default();
         let positions: Vec<usize> = batch.positions().map(|(_, position)| position).collect();
         self.rope.angles(&positions, &mut angles);
@@ -336,11 +337,18 @@ impl Model {
         objective: Objective<'_>,
         gradients: &mut Gradients,
     ) -> (Vec<f32>, Vec<f32>) {
-        let weights = self.row_weights(pass, batch, normed, wanted, objective);
         let mut d_normed = pass.buffers.take(x.len());
         d_normed.fill(0.0);
-        let learn = Some((&weights[..], &mut d_normed[..], &mut *gradients));
-        let log_p = loss::log_probabilities(pass, &self.head, normed, wanted, learn);
+        let log_p = match objective {
+            Objective::CrossEntropy(weight) => {
+                let learn = Some((&vec![weight as f32; wanted.len()][..], &mut d_normed[..], &mut *gradients));
+                loss::log_probabilities(pass, &self.head, normed, wanted, learn)
+            }
+            Objective::OfSamples(derivatives) => {
+                let places = (batch, normed, wanted);
+                self.head_backward_of_samples(pass, places, derivatives, &mut d_normed, gradients)
+            }
+        };
         let mut d_x = pass.buffers.take(x.len());
         d_x.fill(0.0);
         self.norm.backward(pass, x, &d_normed, &mut d_x, gradients);
@@ -348,25 +356,33 @@ impl Model {
         (log_p, d_x)
     }
 
-    /// What `-log p` of each wanted row counts in the loss. An objective that asks for log-probabilities costs a pass
-    /// through the head more, and nothing else.
-    fn row_weights(
+    /// The head's way back where what a row counts is known only from all log-probabilities of its sample. The rows of a
+    /// sample count alike, so their gradients are made for a count of 1 and multiplied afterwards; only a head that is
+    /// trained itself is passed twice.
+    fn head_backward_of_samples(
         &self,
         pass: &mut Pass<'_>,
-        batch: &Batch,
-        normed: &[f32],
-        wanted: &[(usize, u32)],
-        objective: Objective<'_>,
+        (batch, normed, wanted): (&Batch, &[f32], &[(usize, u32)]),
+        derivatives: &mut dyn FnMut(&[f64]) -> Vec<f64>,
+        d_normed: &mut [f32],
+        gradients: &mut Gradients,
     ) -> Vec<f32> {
-        let of_samples = match objective {
-            Objective::CrossEntropy(weight) => return vec![weight as f32; wanted.len()],
-            Objective::OfSamples(derivatives) => {
-                let log_p = loss::log_probabilities(pass, &self.head, normed, wanted, None);
-                derivatives(&sums_of_samples(batch, wanted, &log_p))
-            }
-        };
         let samples: Vec<usize> = batch.positions().map(|(sample, _)| sample).collect();
-        wanted.iter().map(|&(row, _)| -of_samples[samples[row]] as f32).collect()
+        let mut counts = |log_p: &[f32]| {
+            let of_samples = derivatives(&sums_of_samples(batch, wanted, log_p));
+            wanted.iter().map(|&(row, _)| -of_samples[samples[row]] as f32).collect::<Vec<_>>()
+        };
+        if self.head.is_trained() {
+            let log_p = loss::log_probabilities(pass, &self.head, normed, wanted, None);
+            let learn = Some((&counts(&log_p)[..], d_normed, gradients));
+            return loss::log_probabilities(pass, &self.head, normed, wanted, learn);
+        }
+        let learn = Some((&vec![1.0; wanted.len()][..], &mut *d_normed, gradients));
+        let log_p = loss::log_probabilities(pass, &self.head, normed, wanted, learn);
+        for (&(row, _), count) in wanted.iter().zip(counts(&log_p)) {
+            d_normed[row * self.config.dim..][..self.config.dim].iter_mut().for_each(|d| *d *= count);
+        }
+        log_p
     }
 
     fn layers_backward(

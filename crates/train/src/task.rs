@@ -226,5 +226,6 @@ pub fn reference(
         found.extend(seen.log_probabilities.chunks_exact(2).map(|two| [two[0], two[1]]));
         progress(found.len());
     }
+    learner.free_memory();
     Ok(found)
 }

@@ -58,7 +58,7 @@ impl Learner for Bigram {
         };
         let table = self.table.clone();
         let mut found = self.pass(sequences, &table, &slopes);
-        found.routers = RouterStatistics { chosen: vec![1, 3], entropy: 0.5, decisions: 1 };
+        found.routers = RouterStatistics { chosen: vec![vec![1, 3]], entropy: 0.5, decisions: 1 };
         Ok(found)
     }
 

@@ -12,13 +12,20 @@ pub struct Tuned {
     names: Vec<String>,
     /// See [`StepOptions::kept_bytes`].
     kept_bytes: usize,
+    /// What [`Learner::observe`] asks: the model as it is trained, or as it was before.
+    observed: AdapterUse,
 }
 
 impl Tuned {
     /// Takes a model; `kept_bytes` of activations may be kept for the way back.
     pub fn new(model: Model, kept_bytes: usize) -> Tuned {
         let names = model.parameters().iter().map(|parameter| parameter.name.to_string()).collect();
-        Tuned { gradients: model.zero_gradients(), names, model, kept_bytes }
+        Tuned { gradients: model.zero_gradients(), names, model, kept_bytes, observed: AdapterUse::On }
+    }
+
+    /// From now on [`Learner::observe`] asks the model with its adapter, or without.
+    pub fn observe_with(&mut self, adapter: AdapterUse) {
+        self.observed = adapter;
     }
 
     /// The model.
@@ -57,7 +64,7 @@ fn batch(sequences: &Sequences) -> Batch {
 
 impl Learner for Tuned {
     fn observe(&mut self, sequences: &Sequences) -> Result<Found, String> {
-        let report = self.model.loss(&batch(sequences), &StepOptions::default(), AdapterUse::On);
+        let report = self.model.loss(&batch(sequences), &StepOptions::default(), self.observed);
         report.map(|report| self.found(sequences, report)).map_err(|error: Error| error.to_string())
     }
 
@@ -78,6 +85,10 @@ impl Learner for Tuned {
 
     fn clear_gradients(&mut self) {
         self.gradients.clear();
+    }
+
+    fn free_memory(&mut self) {
+        self.model.free_buffers();
     }
 
     fn parts(&mut self) -> (Vec<Slice<'_>>, &ThreadPool) {
