@@ -16,9 +16,9 @@ import sys
 import venv
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-PACKAGES = ["torch==2.15.*", "transformers==5.23.*", "peft==0.21.*", "safetensors", "numpy", "gguf==0.19.*", "sentencepiece==0.2.*", "mistral-common==1.13.*"]
+PACKAGES = ["torch==2.15.*", "transformers==5.23.*", "peft==0.21.*", "trl==1.16.*", "datasets", "safetensors", "numpy", "gguf==0.19.*", "sentencepiece==0.2.*", "mistral-common==1.13.*"]
 # program -> what it writes inside OUT
-RECIPES = {"reference_models.py": ".", "reference_blocks.py": "quantized-blocks.safetensors", "reference_tokens.py": "tokenizer-goldens.json"}
+RECIPES = {"reference_models.py": ".", "reference_training.py": ".", "reference_blocks.py": "quantized-blocks.safetensors", "reference_tokens.py": "tokenizer-goldens.json"}
 
 
 def interpreter(folder):
