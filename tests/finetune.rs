@@ -14,27 +14,8 @@ use serde_json::{Value, json};
 /// The reference model with a tokenizer whose tokens are bytes, and ChatML's two.
 fn model(scratch: &Scratch) -> PathBuf {
     let folder = scratch.copy_of("mixtral-8x2", "model");
-    scratch.file("model/tokenizer.json", bytes_tokenizer().to_string());
+    scratch.file("model/tokenizer.json", scratch::bytes_tokenizer().to_string());
     folder
-}
-
-/// GPT-2's byte alphabet: printable Latin-1 stands for itself, the rest for 256 and on.
-fn bytes_tokenizer() -> Value {
-    let is_plain = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
-    let mut other = 256..;
-    let letters = (0..256).map(|b| if is_plain(b) { b } else { other.next().unwrap() });
-    let letters: Vec<String> = letters.map(|c| char::from_u32(c).unwrap().to_string()).collect();
-    let vocabulary: serde_json::Map<String, Value> =
-        letters.into_iter().enumerate().map(|(id, letter)| (letter, json!(id))).collect();
-    let special = |id: u32, name: &str| json!({"id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    json!({
-        "version": "1.0", "added_tokens": [special(256, "<|im_start|>"), special(257, "<|im_end|>")],
-        "normalizer": null, "pre_tokenizer": byte_level, "decoder": byte_level,
-        "post_processor": null,
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocabulary, "merges": []},
-    })
 }
 
 /// Conversations in which a letter is asked and the next one answered.

@@ -8,6 +8,7 @@ Writes JSONL into OUT:
   text-eval-LANG.jsonl      {"text"}: held-out pages, for perplexity by language (en, fr, de, it, es, code)
   sft-train.jsonl, sft-eval.jsonl    {"messages"}: what a command does, asked and answered in its language
   dpo-train.jsonl, dpo-eval.jsonl    {"prompt", "chosen", "rejected"}: the right answer against another command's
+  questions.txt             a held-out question of each language
 
 A page is held out, in all languages, by the hash of its name, so nothing of what is asked at the end was seen before.
 """
@@ -78,13 +79,13 @@ def plain(roff):
 def pages(folder, language):
     """(name, text) of each manual page."""
     inner = "" if language == "en" else language + "/"
-    for path in sorted(glob.glob(f"{folder}/usr/share/man/{inner}man[1-8]/*.gz")):
+    for path in sorted(glob.glob(f"{folder}/usr/share/man/{inner}man[1-8]/*")):
         if os.path.islink(path):
             continue
-        with gzip.open(path, "rt", encoding="utf-8", errors="ignore") as file:
+        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8", errors="ignore") as file:
             text = plain(file.read())
         if len(text) > 400:
-            yield os.path.basename(path)[:-3], text
+            yield os.path.basename(path).removesuffix(".gz"), text
 
 
 def code():
@@ -137,6 +138,7 @@ def main():
     p.add_argument("--characters", type=int, default=1_200_000, help="training text of each language at most")
     p.add_argument("--eval-characters", type=int, default=40_000, help="held-out text of each language at most")
     p.add_argument("--questions", type=int, default=2000, help="conversations and pairs for training at most")
+    p.add_argument("--eval-questions", type=int, default=120, help="held-out conversations and pairs at most")
     p.add_argument("--page-characters", type=int, default=6000, help="of a page at most, so that there are many pages")
     a = p.parse_args()
     os.makedirs(a.out, exist_ok=True)
@@ -153,9 +155,11 @@ def main():
         rng.shuffle(texts)
         for held_out, limit in ((False, a.characters), (True, a.eval_characters)):
             taken, size = [], 0
+            # Of the little that is held out there should be many pages rather than long ones.
+            longest = limit // 8 if held_out else a.page_characters
             for name, text in texts:
                 if is_held_out(name) == held_out and size < limit:
-                    taken.append({"text": text[: a.page_characters]})
+                    taken.append({"text": text[: min(longest, limit - size)]})
                     size += len(taken[-1]["text"])
             if held_out:
                 write(os.path.join(a.out, f"text-eval-{language}.jsonl"), taken)
@@ -163,10 +167,15 @@ def main():
                 train += taken
     rng.shuffle(train)
     write(os.path.join(a.out, "text-train.jsonl"), train)
-    for held_out, name, limit in ((False, "train", a.questions), (True, "eval", 120)):
+    for held_out, name, limit in ((False, "train", a.questions), (True, "eval", a.eval_questions)):
         chats, pairs = questions(described, held_out, rng)
         write(os.path.join(a.out, f"sft-{name}.jsonl"), chats[:limit])
         write(os.path.join(a.out, f"dpo-{name}.jsonl"), pairs[:limit])
+    asked = [chat["messages"][0]["content"] for chat in chats[:limit]]
+    with open(os.path.join(a.out, "questions.txt"), "w", encoding="utf-8") as file:
+        for question in QUESTIONS.values():
+            first = question.split("{}")[0]
+            file.writelines(ask + "\n" for ask in [ask for ask in asked if ask.startswith(first)][:1])
 
 
 main()

@@ -83,6 +83,26 @@ pub fn letter_id(byte: u8) -> usize {
     if byte == b' ' { 10 } else { 11 + usize::from(byte - b'a') }
 }
 
+/// A tokenizer whose tokens are bytes, and ChatML's two. GPT-2's alphabet: printable Latin-1 stands for itself, the rest for 256 and on.
+pub fn bytes_tokenizer() -> serde_json::Value {
+    use serde_json::json;
+    let is_plain = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
+    let mut other = 256..;
+    let letters = (0..256).map(|b| if is_plain(b) { b } else { other.next().unwrap() });
+    let letters: Vec<String> = letters.map(|c| char::from_u32(c).unwrap().to_string()).collect();
+    let vocabulary: serde_json::Map<String, serde_json::Value> =
+        letters.into_iter().enumerate().map(|(id, letter)| (letter, json!(id))).collect();
+    let special = |id: u32, name: &str| json!({"id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    json!({
+        "version": "1.0", "added_tokens": [special(256, "<|im_start|>"), special(257, "<|im_end|>")],
+        "normalizer": null, "pre_tokenizer": byte_level, "decoder": byte_level,
+        "post_processor": null,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocabulary, "merges": []},
+    })
+}
+
 /// A path as an argument.
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
