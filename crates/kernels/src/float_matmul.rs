@@ -343,7 +343,7 @@ mod tests {
         let short = |values: Vec<f32>| values.iter().map(|x| f32::from_bits(x.to_bits() & 0xFFFF_0000)).collect();
         for (m, n, k) in [(16, 16, 16), (100, 70, 300), (33, 600, 65), (700, 49, 1025)] {
             let (a, full) = (wide(m * k, 1), wide(k * n, 2));
-            for b in [full.clone(), short(full)] {
+            for b in [full.clone(), short(full.clone())] {
                 let turn = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
                     (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
                 };
