@@ -325,7 +325,7 @@ export const words = {
     chance: 'Probability of',
     below: 'below',
     ended: '(end)',
-    only: 'This server has one model. Compare it with itself at other settings, or start the server with several: octet serve A B.',
+    only: 'This server has one model. Compare it with itself at other settings, or start the server with several, octet serve A B, or with another one to ask, --peer NAME=URL.',
     inAll: 'in all',
     experts: 'Experts per token',
     own: (n: number) => `its ${n} experts`,

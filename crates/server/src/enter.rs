@@ -56,7 +56,7 @@ pub async fn enter(State(app): State<Shared>, mut request: Request, next: Next) 
     app.metrics.count_http(dialect.name(), status);
     let key = key.as_ref().map(|key| key.name.as_str());
     let ms = started.elapsed().as_millis() as u64;
-    if is_poll(&path) && status < 400 {
+    if is_poll(&path) && status < 400 || status == StatusCode::NOT_MODIFIED.as_u16() {
         return response;
     }
     tracing::info!(

@@ -73,8 +73,10 @@ pub enum Entry {
 
 /// Paths that a page asks for again and again; their lines would drown the others.
 pub fn is_poll(path: &str) -> bool {
-    matches!(path, "/health" | "/ready" | "/metrics" | "/octet/state" | "/octet/history" | "/octet/logs")
-        || path.starts_with("/octet/models/") && path.ends_with("/experts")
+    matches!(
+        path,
+        "/health" | "/ready" | "/metrics" | "/octet/state" | "/octet/history" | "/octet/logs" | "/octet/conversations"
+    ) || path.starts_with("/octet/models/") && path.ends_with("/experts")
 }
 
 impl Journal {
