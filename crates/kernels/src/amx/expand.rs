@@ -43,7 +43,7 @@ pub(super) unsafe fn expand<F: Format>(work: &Work, pair: usize, out: &mut Scrat
                     let run = 2 * group + vector / 4;
                     scale = side_by_side(a.scale(run), b.scale(run));
                 }
-                let codes = side_by_side(a.codes(&codes_a, vector), b.codes(&codes_b, vector));
+                let codes = side_by_side(a.codes_avx512(&codes_a, vector), b.codes_avx512(&codes_b, vector));
                 let at = 8 * group + vector;
                 if F::FLOAT_SCALES {
                     let offset = _mm512_set1_epi8(if F::OFFSET_BITS == 0 { 0 } else { 1 << F::OFFSET_BITS });
