@@ -157,7 +157,7 @@ fn what_cannot_be_asked_or_shown_is_named() {
     let nobody = format!("http://{closed}");
     octet(["chat", "--server", &nobody]).refused_naming(&["cannot connect"]);
     octet(["compare", "a", "b", "hi", "--server", &nobody]).refused_naming(&["a: ", "cannot connect"]);
-    octet(["chat", "--server", "https://x"]).refused_naming(&["https://x", "http://"]);
+    octet(["chat", "--server", "ftp://x"]).refused_naming(&["ftp://x", "http://", "https://"]);
     octet(["chat"]).refused_naming(&["MODEL"]);
     let server = Serving::new(&[&format!("m={}", text(&mixture))], &["--api-key", "sk-1"]);
     octet(["chat", "--server", &server.url]).refused_naming(&["401", "no API key"]);
