@@ -122,8 +122,8 @@ pub enum Error {
 /// What the system said, and what to do where that is plain.
 fn remedied(source: &std::io::Error) -> String {
     match source.kind() {
-        ErrorKind::NotFound => "there is no such file or folder; check the path".into(),
-        ErrorKind::PermissionDenied => "this user may not open it; change its permissions".into(),
+        ErrorKind::NotFound => format!("{source}; check the path"),
+        ErrorKind::PermissionDenied => format!("{source}; change its permissions, or run as another user"),
         _ => source.to_string(),
     }
 }
