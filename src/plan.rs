@@ -1,7 +1,7 @@
 //! `octet plan`: memory and speed before loading, and the check that every command makes before it loads a model.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -33,7 +33,8 @@ const PROMPT_SHARE: f64 = 0.8;
 /// for a second, allow.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder or file of the checkpoint, or its params.json or config.json alone
+    /// Folder or file of the checkpoint, or its params.json or config.json alone; or a published shape: mixtral-8x7b,
+    /// mixtral-8x22b, llama-2-70b or mistral-7b
     model: PathBuf,
     /// Predict for the file that `octet quantize` would write, such as Q4_K_M [default: the model as it is]
     #[arg(long, value_name = "MIX", value_parser = crate::type_choice::mix)]
@@ -98,7 +99,7 @@ struct Speed {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let is_json = args.json;
-    let read = footprint::read(&args.model)?;
+    let read = read(&args.model)?;
     let report = report(args, read, Measured::of);
     if is_json { stdout::print_json(&report) } else { stdout::print(&describe(&report)) }
 }
@@ -133,11 +134,16 @@ pub fn report_of(request: serde_json::Value) -> anyhow::Result<serde_json::Value
         json: true,
         model: asked.model,
     };
-    let read = match args.model.to_str().and_then(crate::synth::params_of) {
-        Some(params) => (params, None),
-        None => footprint::read(&args.model)?,
-    };
+    let read = read(&args.model)?;
     Ok(serde_json::to_value(report(args, read, measured_once))?)
+}
+
+/// A model by its path, or by the name of a published shape.
+fn read(model: &Path) -> anyhow::Result<(Params, Option<Checkpoint>)> {
+    match model.to_str().and_then(crate::synth::params_of).filter(|_| !model.exists()) {
+        Some(params) => Ok((params, None)),
+        None => Ok(footprint::read(model)?),
+    }
 }
 
 fn report(args: Args, (params, checkpoint): (Params, Option<Checkpoint>), measure: Measure) -> Report {

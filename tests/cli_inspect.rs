@@ -122,6 +122,8 @@ fn plan_adds_up() {
     let plan = |more: &[&str]| json([&["plan", text(&params), "--json"], more].concat());
     let one = plan(&["--quantize", "Q4_K_M", "--context", "8192"]);
     assert_eq!(one["fit"]["footprint"]["kv_cache"], 1u64 << 30);
+    let by_name = json(["plan", "mixtral-8x7b", "--json", "--quantize", "Q4_K_M", "--context", "8192"]);
+    assert_eq!(by_name["fit"]["footprint"], one["fit"]["footprint"]);
     let four = plan(&["--quantize", "Q4_K_M", "--context", "8192", "--users", "4"]);
     assert_eq!(four["fit"]["footprint"]["kv_cache"], 4u64 << 30);
     assert_eq!(four["fit"]["footprint"]["weights"], one["fit"]["footprint"]["weights"]);
