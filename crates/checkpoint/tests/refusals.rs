@@ -61,7 +61,7 @@ fn replace(bytes: &mut [u8], from: &[u8], to: &[u8]) {
 fn a_path_without_a_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
-    refused(&path.join("nowhere"), &["nowhere: ", "check the path"]);
+    refused(&path.join("nowhere"), &["nowhere: ", "No such file", "check the path"]);
     refused(path, &["holds no checkpoint"]);
     refused("/dev/null".as_ref(), &["/dev/null: is neither a file nor a folder"]);
     fs::write(path.join("notes.txt"), "hello").unwrap();

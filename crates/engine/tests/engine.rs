@@ -5,7 +5,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use octet_engine::{
-    Engine, EngineOptions, Event, Flow, Generator, Prompt, Random, Request, Stop, StopReason, TextStart,
+    Engine, EngineOptions, Event, Flow, Generator, Prompt, Random, Request, Stats, Stop, StopReason, TextStart,
 };
 use octet_kernels::KvType;
 use octet_model::Nothing;
@@ -257,6 +257,18 @@ fn higher_priority_goes_first() {
     assert_eq!(order[2..], ["low", "also low"]);
 }
 
+/// The counts once nothing is taken any more, or after a while: an answer's last event is sent before its place is given up.
+fn settled(engine: &Engine) -> Stats {
+    let patience = Instant::now() + Duration::from_secs(20);
+    loop {
+        let stats = engine.stats();
+        if stats.running + stats.waiting + stats.pages_used == 0 || Instant::now() > patience {
+            return stats;
+        }
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn thousands_of_requests_that_go_away_leak_nothing() {
     let mut tight = options(10);
@@ -304,11 +316,7 @@ fn thousands_of_requests_that_go_away_leak_nothing() {
             assert_eq!(got.choices, ask(&reference, request).choices);
         }
     }
-    let patience = Instant::now() + Duration::from_secs(20);
-    while engine.stats().running + engine.stats().waiting > 0 && Instant::now() < patience {
-        std::thread::yield_now();
-    }
-    let stats = engine.stats();
+    let stats = settled(&engine);
     assert_eq!((stats.running, stats.waiting, stats.pages_used, stats.failed), (0, 0, 0, 0));
     assert!(stats.preemptions > 0 && stats.cancelled > 500, "{stats:?}");
     assert_eq!(ask(&engine, request(prompt(9, 100), 5)).choices, ask(&reference, request(prompt(9, 100), 5)).choices);
@@ -383,14 +391,6 @@ fn a_fault_ends_the_answers_under_way_and_not_the_engine() {
     assert!(beside.failed.is_some_and(|error| error.contains("ask again")));
     let after = ask(&engine, asked);
     assert_eq!((after.failed, after.choices), (None, before.choices));
-    // The last event of an answer is sent before its place is given up.
-    let patience = Instant::now() + Duration::from_secs(20);
-    let taken = || {
-        let stats = engine.stats();
-        (stats.running, stats.waiting, stats.pages_used)
-    };
-    while taken() != (0, 0, 0) && Instant::now() < patience {
-        std::thread::yield_now();
-    }
-    assert_eq!(taken(), (0, 0, 0));
+    let stats = settled(&engine);
+    assert_eq!((stats.running, stats.waiting, stats.pages_used), (0, 0, 0));
 }
