@@ -1,7 +1,7 @@
 //! TLS by rustls: as a server from two PEM files, as a client by what this machine trusts.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
@@ -36,6 +36,12 @@ pub fn acceptor(certificates: &Path, key: &Path) -> Result<TlsAcceptor, String> 
 /// # Errors
 /// A sentence, if there are none.
 pub fn client() -> Result<Arc<ClientConfig>, String> {
+    // Read once: commands open a connection for every request.
+    static CLIENT: OnceLock<Result<Arc<ClientConfig>, String>> = OnceLock::new();
+    CLIENT.get_or_init(trusting).clone()
+}
+
+fn trusting() -> Result<Arc<ClientConfig>, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     let (known, _) = roots.add_parsable_certificates(found.certs);
