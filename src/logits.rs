@@ -1,8 +1,10 @@
 //! `octet logits`: what the model computes for given token ids, to be held against another implementation.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use octet_checkpoint::Checkpoint;
 use octet_engine::OpenOptions;
 use octet_kernels::KvType;
 use octet_model::{Batch, KvCache, LoadOptions, Logits, Record, Routing, Transformer, Workspace};
@@ -47,7 +49,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     let threads = args.threads.unwrap_or_else(octet_kernels::cpu::available_threads);
-    let model = Transformer::open(&args.model, threads, LoadOptions::default())
+    let checkpoint = Arc::new(Checkpoint::open(&args.model)?);
+    let model = Transformer::load(checkpoint, threads, LoadOptions::default())
         .with_context(|| format!("cannot open {}", args.model.display()))?;
     if length > OpenOptions::DEFAULT_CONTEXT * 4 {
         bail!(

@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, default_value_t = 8080)]
     port: u16,
     /// Another name for a model, as mistral-small=mixtral; several times
-    #[arg(long, value_name = "ALIAS=NAME", value_parser = pair)]
+    #[arg(long, value_name = "ALIAS=NAME", value_parser = pair("ALIAS=NAME"))]
     alias: Vec<(String, String)>,
     /// An adapter (LoRA) that requests name as they name a model, as NAME=FOLDER, or NAME=FOLDER:MODEL where there are
     /// several models; several times
@@ -86,10 +86,10 @@ pub struct Args {
     #[arg(long, conflicts_with = "data")]
     no_history: bool,
     /// Another server that speaks OpenAI's API, whose models the page may compare with ours, as NAME=URL; several times
-    #[arg(long, value_name = "NAME=URL", value_parser = peer)]
+    #[arg(long, value_name = "NAME=URL", value_parser = pair("NAME=URL, such as other=https://HOST/v1"))]
     peer: Vec<(String, String)>,
     /// Environment variable that holds the key of a peer, as NAME=VARIABLE; several times
-    #[arg(long, value_name = "NAME=VARIABLE", value_parser = peer_key)]
+    #[arg(long, value_name = "NAME=VARIABLE", value_parser = pair("NAME=VARIABLE, of a peer that --peer names"))]
     peer_key: Vec<(String, String)>,
     /// Connections at the same time; more wait
     #[arg(long, value_name = "N", default_value_t = 2048)]
@@ -132,19 +132,12 @@ pub struct Args {
     load_anyway: bool,
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
-    let (left, right) = text.split_once('=').ok_or("it has to be ALIAS=NAME")?;
-    Ok((left.into(), right.into()))
-}
-
-fn peer(text: &str) -> Result<(String, String), String> {
-    let (name, url) = text.split_once('=').ok_or("it has to be NAME=URL, such as other=https://HOST/v1")?;
-    Ok((name.into(), url.into()))
-}
-
-fn peer_key(text: &str) -> Result<(String, String), String> {
-    let (name, variable) = text.split_once('=').ok_or("it has to be NAME=VARIABLE, of a peer that --peer names")?;
-    Ok((name.into(), variable.into()))
+/// Reads `LEFT=RIGHT`; `form` says what it has to be.
+fn pair(form: &'static str) -> impl Fn(&str) -> Result<(String, String), String> + Clone {
+    move |text| {
+        let (left, right) = text.split_once('=').ok_or_else(|| format!("it has to be {form}"))?;
+        Ok((left.into(), right.into()))
+    }
 }
 
 /// `NAME=FOLDER[:MODEL]`; a colon in an existing folder's name belongs to it.

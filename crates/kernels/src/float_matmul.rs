@@ -6,10 +6,12 @@
 //! threads.
 
 use gemm_common::Parallelism;
+use octet_checkpoint::ElementType;
 
 use crate::ThreadPool;
 #[cfg(target_arch = "x86_64")]
 use crate::amx_floats;
+use crate::blocks::dequantize_row;
 
 /// Most rows and columns of the results of a work item: large enough that copying the operands into the order of the
 /// inner loop costs little, and few enough that threads end together.
@@ -101,11 +103,9 @@ impl<'a> FloatMatrix<'a> {
         let by_rows = self.col_stride == 1;
         let [lines, length, stride] =
             if by_rows { [self.rows, self.cols, self.row_stride] } else { [self.cols, self.rows, self.col_stride] };
-        for line in 0..lines {
-            let line = &bytes[2 * line * stride..][..2 * length];
-            floats.extend(
-                line.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)),
-            );
+        floats.resize(lines * length, 0.0);
+        for (line, floats) in floats.chunks_exact_mut(length.max(1)).enumerate() {
+            dequantize_row(ElementType::BF16, &bytes[2 * line * stride..][..2 * length], floats);
         }
         (floats, if by_rows { [length, 1] } else { [1, length] })
     }

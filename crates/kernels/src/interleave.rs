@@ -57,11 +57,7 @@ fn four_words(rows: [&[u8; 16]; ROWS], out: &mut [u8; 16 * ROWS]) {
 #[inline]
 pub(crate) fn soon(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch changes nothing and cannot fault; SSE is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-    }
+    bytes.chunks(64).for_each(|line| crate::avx2::prefetch(line.as_ptr()));
     #[cfg(not(target_arch = "x86_64"))]
     let _ = bytes;
 }

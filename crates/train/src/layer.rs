@@ -75,8 +75,7 @@ impl Layer {
         let d_weights = experts::backward(pass, &self.experts, given, d_x, &mut d_normed, gradients);
         if let Some(router) = &self.router {
             let d_logits = router::logits_gradient(&routing, &d_weights, balance);
-            router.input_gradient(pass, &d_logits, Target::Sum, &mut d_normed);
-            router.weight_gradient(pass, &normed, &d_logits, gradients);
+            router.backward(pass, (&normed, &d_logits), Target::Sum, &mut d_normed, gradients);
         }
         self.ffn_norm.backward(pass, &middle, &d_normed, d_x, gradients);
         [normed, middle, routing.logits].into_iter().for_each(|x| pass.buffers.give(x));
