@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use anyhow::bail;
 use octet_checkpoint::mix::Mix;
 use octet_checkpoint::{Checkpoint, ElementType, ExpertMatrix, LayerTensor, Params, TensorName};
 use octet_engine::OpenOptions;
@@ -191,13 +190,26 @@ pub fn check_fits(checkpoint: &Checkpoint, options: &OpenOptions) -> anyhow::Res
         return Ok(());
     }
     let advice = whole.advice.unwrap_or_default();
-    bail!(
-        "{} needs {}, but {} are free; {advice}; --load-anyway tries",
+    Err(DoesNotFit(format!(
+        "{} needs {}, but {} are free; {advice}",
         checkpoint.path().display(),
         whole.footprint,
         format::bytes(memory.available)
-    );
+    ))
+    .into())
 }
+
+/// A model that is predicted not to fit in memory, in words; it may be tried anyway.
+#[derive(Debug)]
+pub struct DoesNotFit(pub String);
+
+impl std::fmt::Display for DoesNotFit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}; --load-anyway tries", self.0)
+    }
+}
+
+impl std::error::Error for DoesNotFit {}
 
 /// Whether the model fits `memory`, and what would.
 pub fn fit(

@@ -11,10 +11,13 @@ use clap::builder::TypedValueParser;
 use octet_checkpoint::{Checkpoint, ElementType, Params, TensorName};
 use octet_engine::{AdapterSource, DiskCacheOptions, Engine, EngineOptions, OpenOptions};
 use octet_kernels::KvType;
-use octet_server::{AdapterOption, EngineHandle, Facts, Limits, Loaded, Loader, Options, PeerOption, Planner};
+use octet_server::{
+    AdapterOption, EngineHandle, Facts, Limits, LoadFailure, Loaded, Loader, Options, PeerOption, Planner,
+};
 
 use crate::footprint;
 use crate::model_options::{RunOptions, kv_type, quantized_type};
+use crate::plan::DoesNotFit;
 use crate::user_folder;
 
 /// Serve models over HTTP, in the words of OpenAI, Mistral, Ollama and Anthropic
@@ -262,7 +265,8 @@ fn loader(args: &Args) -> Loader {
     let (kv_bytes, max_queue, max_running) = (args.kv_memory.map(|mib| mib << 20), args.max_requests, args.max_running);
     let (cache, cache_bytes, speculation) = (args.cache.clone(), args.cache_size << 20, !args.no_speculation);
     let step_budget = Duration::from_millis(args.step_budget);
-    Arc::new(move |path: &Path, adapters: &[AdapterOption]| {
+    Arc::new(move |path: &Path, adapters: &[AdapterOption], anyway: bool| {
+        let load_anyway = load_anyway || anyway;
         let options =
             RunOptions { threads, context, kv, quantize, chunk, experts_per_token: None, adapter: None, load_anyway };
         let disk_cache = cache.as_ref().map(|folder| DiskCacheOptions {
@@ -278,8 +282,18 @@ fn loader(args: &Args) -> Loader {
             step_budget,
             ..Default::default()
         };
-        load(path, &options, adapters, engine).map_err(|error| format!("{error:#}"))
+        load(path, &options, adapters, engine).map_err(failure)
     })
+}
+
+fn failure(error: anyhow::Error) -> LoadFailure {
+    match error.downcast_ref::<DoesNotFit>() {
+        Some(DoesNotFit(why)) => {
+            let why = format!("{why}; --load-anyway, or \"load_anyway\": true in the API, tries");
+            LoadFailure { why, does_not_fit: true }
+        }
+        None => LoadFailure { why: format!("{error:#}"), does_not_fit: false },
+    }
 }
 
 fn load(

@@ -1,10 +1,13 @@
 // Compare, Experts, Plan, Server, and the experts of an answer, against a dense model, a coarser copy and a mixture of it.
 import AxeBuilder from '@axe-core/playwright';
 import assert from 'node:assert/strict';
+import { rmSync, symlinkSync } from 'node:fs';
+import { join } from 'node:path';
 import test from 'node:test';
 import { finished, lastAnswer, say, settings, visit } from './browser.mjs';
 
 const base = process.env.OCTET_ROOMS_URL;
+const MODELS = process.env.OCTET_MODELS;
 const QUESTION = 'Name three colours.';
 
 /** JSON of the server with the mixture. */
@@ -312,6 +315,33 @@ test('the server shows models, traffic and the log, and takes models out and in'
   // Every two seconds, and no more: the server has better things to do.
   const most = (performance.now() - began) / 2000 + 2;
   assert.ok(looks <= most, `the page looked ${looks} times`);
+});
+
+test('a model that is predicted not to fit says so, and is loaded anyway if one insists', async (t) => {
+  const swap = (target) => {
+    rmSync(join(MODELS, 'swapped'));
+    symlinkSync(target, join(MODELS, 'swapped'));
+  };
+  const page = await enter(t, '/#/server', { expected: [/status of 503/] });
+  const row = page.getByRole('region', { name: 'Models', exact: true }).getByRole('row', { name: /^swapped/ });
+  await row.getByText('ready', { exact: true }).waitFor();
+  await row.getByRole('button', { name: 'Unload swapped' }).click();
+  await row.getByText('not loaded', { exact: true }).waitFor();
+  swap('giant');
+  const load = (body) => fetch(`${base}/octet/models/swapped/load`, { method: 'POST', body: body && JSON.stringify(body) });
+  assert.equal((await load({ load_anyway: 'yes' })).status, 400);
+  assert.equal((await load({ anyway: true })).status, 400);
+  const refused = await load();
+  assert.equal(refused.status, 503);
+  assert.match(await refused.text(), /swapped needs .* are free; .*load_anyway/);
+  await row.getByRole('button', { name: 'Load anyway swapped' }).waitFor();
+  assert.match(await row.innerText(), /failed[\s\S]*needs 3\.\d+ TiB/);
+  // Its weights would be the end of this machine; those that fit take their place again.
+  swap('smollm2.gguf');
+  const sent = page.waitForRequest(/swapped\/load$/);
+  await row.getByRole('button', { name: 'Load anyway swapped' }).click();
+  assert.deepEqual((await sent).postDataJSON(), { load_anyway: true });
+  await row.getByText('ready', { exact: true }).waitFor();
 });
 
 // Last, so that there is something to be seen.

@@ -41,7 +41,7 @@ mod openai;
 
 pub use app::{Limits, Planner};
 pub use bridge::EngineHandle;
-pub use models::{AdapterOption, Facts, Loaded, Loader};
+pub use models::{AdapterOption, Facts, LoadFailure, Loaded, Loader};
 pub use octet::peers::PeerOption;
 pub use server::{Error, Options, serve};
 pub use tls::client as tls_client;

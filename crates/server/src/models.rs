@@ -98,8 +98,18 @@ pub struct Loaded {
     pub engine: EngineHandle,
 }
 
-/// Opens the model at a path with adapters; the program knows how.
-pub type Loader = Arc<dyn Fn(&std::path::Path, &[AdapterOption]) -> Result<Loaded, String> + Send + Sync>;
+/// Opens the model at a path with adapters; the program knows how. The third argument is whether to try even where it is
+/// predicted not to fit in memory.
+pub type Loader = Arc<dyn Fn(&std::path::Path, &[AdapterOption], bool) -> Result<Loaded, LoadFailure> + Send + Sync>;
+
+/// Why a model could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadFailure {
+    /// In words.
+    pub why: String,
+    /// It was not tried, because it is predicted not to fit in the memory that is free; it may be tried anyway.
+    pub does_not_fit: bool,
+}
 
 /// How long answers may go on when their model is unloaded.
 const UNLOAD_PATIENCE: Duration = Duration::from_secs(30);
@@ -114,7 +124,7 @@ pub enum Slot {
     /// Answers.
     Ready(Arc<Model>),
     /// Could not be opened; the reason.
-    Failed(String),
+    Failed(LoadFailure),
 }
 
 impl Slot {
@@ -249,7 +259,7 @@ impl Models {
             Slot::Unloaded => {
                 Err(Refusal::new(Fault::Unavailable, format!("the model {} is not loaded; load it first", entry.name)))
             }
-            Slot::Failed(why) => {
+            Slot::Failed(LoadFailure { why, .. }) => {
                 Err(Refusal::new(Fault::Unavailable, format!("the model {} could not be loaded: {why}", entry.name)))
             }
         }
@@ -280,11 +290,12 @@ impl Models {
         Refusal { param: Some("model".into()), ..Refusal::not_found(message) }
     }
 
-    /// Opens the model of this name, which takes a while; call it where one may wait.
+    /// Opens the model of this name, which takes a while; call it where one may wait. With `anyway` even where it is predicted
+    /// not to fit in memory.
     ///
     /// # Errors
     /// There is none, or it cannot be opened.
-    pub fn load(&self, name: &str) -> Result<(), Refusal> {
+    pub fn load(&self, name: &str, anyway: bool) -> Result<(), Refusal> {
         let (path, adapters) = {
             let mut entries = self.write();
             let index = entries.iter().position(|entry| entry.name == name);
@@ -298,24 +309,18 @@ impl Models {
             }
             (entries[index].path.clone(), entries[index].adapters.clone())
         };
-        let loaded = (self.loader)(&path, &adapters);
-        let slot = match &loaded {
-            Ok(_) => None,
-            Err(why) => Some(Slot::Failed(why.clone())),
-        };
-        let slot = match (slot, loaded) {
-            (None, Ok(Loaded { facts, tokenizer, engine })) => {
+        let (slot, outcome) = match (self.loader)(&path, &adapters, anyway) {
+            Ok(Loaded { facts, tokenizer, engine }) => {
                 let format = ChatFormat::for_tokenizer(&tokenizer).map_err(|error| error.to_string());
                 let (name, created, system_noise) = (name.into(), ids::unix_s(), self.system_noise.clone());
                 let parent = None;
                 let model = Model { name, created, facts, tokenizer, format, engine, system_noise, parent };
-                Slot::Ready(Arc::new(model))
+                (Slot::Ready(Arc::new(model)), Ok(()))
             }
-            (slot, _) => slot.unwrap_or(Slot::Unloaded),
-        };
-        let outcome = match &slot {
-            Slot::Failed(why) => Err(Refusal::new(Fault::Unavailable, why.clone())),
-            _ => Ok(()),
+            Err(failure) => {
+                let refusal = Refusal::new(Fault::Unavailable, failure.why.clone());
+                (Slot::Failed(failure), Err(refusal))
+            }
         };
         self.set(name, slot)?;
         outcome

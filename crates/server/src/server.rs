@@ -142,7 +142,7 @@ fn url(address: SocketAddr, is_encrypted: bool) -> String {
 async fn load_all(app: &Shared) -> Result<(), Error> {
     for entry in app.models.list() {
         let app = app.clone();
-        let loaded = tokio::task::spawn_blocking(move || app.models.load(&entry.name)).await;
+        let loaded = tokio::task::spawn_blocking(move || app.models.load(&entry.name, false)).await;
         match loaded {
             Ok(Ok(())) => {}
             Ok(Err(refusal)) => return Err(Error::Model(refusal.message)),

@@ -97,6 +97,8 @@ export interface ModelState {
   path: string;
   state: 'ready' | 'unloaded' | 'loading' | 'failed';
   error?: string;
+  /** It failed because it is predicted not to fit in memory: it may be loaded anyway. */
+  does_not_fit?: boolean;
   /** Names under which it answers with an adapter. */
   adapters?: string[];
   /** These are there when it is ready. */
@@ -181,7 +183,8 @@ export interface ToolCall {
 const at = encodeURIComponent;
 
 export const getState = () => json<ServerState>('/octet/state');
-export const loadModel = (name: string) => json<ServerState>(`/octet/models/${at(name)}/load`, { method: 'POST' });
+/** With `anyway` also where it is predicted not to fit in memory. */
+export const loadModel = (name: string, anyway = false) => json<ServerState>(`/octet/models/${at(name)}/load`, { body: { load_anyway: anyway } });
 export const unloadModel = (name: string) => json<ServerState>(`/octet/models/${at(name)}/unload`, { method: 'POST' });
 export const getPlan = (ask: { model: string; quantize?: string; context?: number; kv?: string; users?: number }) =>
   json<Plan>('/octet/plan', { body: ask });

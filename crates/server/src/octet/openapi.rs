@@ -7,6 +7,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::anthropic::messages::{AnswerFields, ConversationFields};
 use crate::mistral::fim::FimFields;
+use crate::octet::state::LoadFields;
 use crate::octet::tokens::{DetokenizeFields, TokenizeFields};
 use crate::ollama::chat::OllamaChatFields;
 use crate::ollama::embed::EmbedFields;
@@ -41,7 +42,7 @@ const POSTS: [(&str, &str, &[&str]); 18] = [
     ("/octet/answers", "Begin an answer that goes on by itself", &["ChatFields", "SamplingFields", "OctetFields"]),
     ("/octet/plan", "Predict memory and speed", &[]),
     ("/octet/peers/{name}/chat/completions", "Ask a peer, in the words of OpenAI", &[]),
-    ("/octet/models/{name}/load", "Open a model", &[]),
+    ("/octet/models/{name}/load", "Open a model", &["LoadFields"]),
     ("/octet/models/{name}/unload", "Let go of a model", &[]),
 ];
 
@@ -86,8 +87,9 @@ fn build() -> Value {
         let status = if path == "/octet/answers" { "202" } else { "200" };
         let mut post = json!({"summary": summary, "responses": responses(status)});
         if !parts.is_empty() {
+            let required = schemas != ["LoadFields"];
             post["requestBody"] =
-                json!({"required": true, "content": {"application/json": {"schema": {"allOf": parts}}}});
+                json!({"required": required, "content": {"application/json": {"schema": {"allOf": parts}}}});
         }
         add(&mut paths, path, "post", post);
     }
@@ -152,6 +154,7 @@ fn schemas() -> Value {
         one::<ShowFields>(),
         one::<TokenizeFields>(),
         one::<DetokenizeFields>(),
+        one::<LoadFields>(),
     ];
     Value::Object(list.into_iter().collect())
 }

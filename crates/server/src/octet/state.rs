@@ -2,7 +2,9 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
+use serde::Deserialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use crate::app::{Shared, text_work};
 use crate::models::{Entry, Slot};
@@ -39,7 +41,10 @@ fn model(entry: &Entry) -> Value {
         shown["adapters"] = entry.adapters.iter().map(|adapter| adapter.name.as_str()).collect();
     }
     match &entry.slot {
-        Slot::Failed(why) => shown["error"] = json!(why),
+        Slot::Failed(failure) => {
+            shown["error"] = json!(failure.why);
+            shown["does_not_fit"] = json!(failure.does_not_fit);
+        }
         Slot::Ready(model) => {
             let stats = model.engine.stats();
             shown["facts"] = json!(model.facts);
@@ -94,13 +99,33 @@ fn in_common_by_chance(experts: usize, chosen: usize) -> f64 {
     1.0 - (0..chosen).map(others).product::<f64>()
 }
 
+/// How a model is to be opened: the body of [`load`], which may be empty.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoadFields {
+    /// Also where it is predicted not to fit in memory.
+    #[serde(default)]
+    load_anyway: bool,
+}
+
 /// Opens a model; answers once it is there.
 ///
 /// # Errors
-/// No such model, or it cannot be opened.
-pub async fn load(State(app): State<Shared>, Path(name): Path<String>) -> Result<Json<Value>, Refusal> {
+/// No such model, it cannot be opened, or the body is none of [`LoadFields`].
+pub async fn load(
+    State(app): State<Shared>,
+    Path(name): Path<String>,
+    request: axum::extract::Request,
+) -> Result<Json<Value>, Refusal> {
+    let bytes = crate::fields::read(request, &app).await?;
+    let asked: LoadFields = match bytes.is_empty() {
+        true => LoadFields::default(),
+        false => serde_json::from_slice(&bytes).map_err(|error| {
+            Refusal::new(Fault::Invalid, format!("the body has to be empty or {{\"load_anyway\": true}}: {error}"))
+        })?,
+    };
     let of = app.clone();
-    text_work(move || of.models.load(&name)).await?;
+    text_work(move || of.models.load(&name, asked.load_anyway)).await?;
     Ok(state(State(app)).await)
 }
 

@@ -135,7 +135,7 @@ pub async fn touch(app: &Shared, kind: Kind, name: &str, keep_alive: Option<&Val
     let own = app.models.own_name(name)?;
     let unload = wants_unload(keep_alive);
     let (of, target) = (app.clone(), own.clone());
-    text_work(move || if unload { of.models.unload(&target) } else { of.models.load(&target) }).await?;
+    text_work(move || if unload { of.models.unload(&target) } else { of.models.load(&target, false) }).await?;
     let line = Lines::new(kind, name).only(if unload { "unload" } else { "load" });
     Ok(Json(line).into_response())
 }

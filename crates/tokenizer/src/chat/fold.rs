@@ -6,7 +6,9 @@
 //! 4. If the first turn is not the user's, an empty user turn is put in front of it.
 //!
 //! The rule is mistral-common's, widened by 3 where mistral-common refuses. "In a row" means neighbours in the
-//! original list: a system message between two user messages keeps them apart.
+//! original list: a system message between two user messages keeps them apart. One thing differs: beside other system
+//! messages, mistral-common sets blank lines for one whose list of chunks holds empty texts alone, but none for one
+//! whose text is empty; here neither says anything.
 
 use super::conversation::{Conversation, Message, Role, TEXT_SEPARATOR};
 
