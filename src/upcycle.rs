@@ -1,7 +1,10 @@
 //! `octet upcycle`: a mixture of experts out of dense models.
 
+mod preferences;
+
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use octet_checkpoint::gguf::Value;
@@ -10,6 +13,7 @@ use octet_checkpoint::{Architecture, Checkpoint, ElementType, LayerTensor, Layou
 use octet_kernels::quantize::quantize_row;
 use octet_tokenizer::Tokenizer;
 
+use self::preferences::Preferences;
 use crate::float_types::{FloatType, FloatTypes};
 use crate::output::{self, OutputOptions};
 use crate::random_weights::normal;
@@ -23,7 +27,8 @@ const ROUTER_SPREAD: f32 = 0.02;
 ///
 /// Expert E is a copy of the feed-forward layers of model E modulo the number of models; attention, norms, embeddings and
 /// tokenizer are those of the first model. Quantized weights are copied as they are. With one model all experts are
-/// alike, so that the mixture answers as the dense model does, until it is trained.
+/// alike, so that the mixture answers as the dense model does, until it is trained. Experts come to differ sooner where
+/// routers begin with a preference: --router-text.
 #[derive(clap::Args)]
 pub struct Args {
     /// Dense checkpoints, in any layout
@@ -44,6 +49,10 @@ pub struct Args {
     /// Weights of the routers: random (small, from the seed) or zero (every token goes to the first experts)
     #[arg(long, default_value = "random", value_parser = router)]
     router: Router,
+    /// A text whose kind of tokens an expert is to begin with: the first of these for expert 0, and so on; give several. Rows
+    /// of other experts are random
+    #[arg(long, value_name = "FILE", conflicts_with = "router")]
+    router_text: Vec<PathBuf>,
     /// Seed of random routers
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     router_seed: u64,
@@ -60,7 +69,8 @@ enum Router {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let models = args.models.iter().map(|path| Ok(Checkpoint::open(path)?)).collect::<anyhow::Result<Vec<_>>>()?;
+    let open = |path: &PathBuf| Ok(Arc::new(Checkpoint::open(path)?));
+    let models = args.models.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
     for model in &models {
         output::refuse_inside(&args.out, model)?;
     }
@@ -68,9 +78,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let moe = experts(&args, models.len())?;
     let params = Params { architecture: Architecture::Mixtral, moe: Some(moe), ..models[0].params().clone() };
     let types = FloatTypes::choose(&models[0], args.to, None::<FloatType>)?;
+    let preferences = match args.router_text.as_slice() {
+        [] => None,
+        files => {
+            Some(Preferences::learn(&models[0], files, moe.num_experts, args.output.threads()?, args.router_seed)?)
+        }
+    };
+    let routers = preferences.as_ref().map(|preferences| preferences.routers.as_slice());
     let tensors = outlines(args.to, &params)
         .into_iter()
-        .map(|outline| new_tensor(&models, outline, &types, &args))
+        .map(|outline| new_tensor(&models, outline, &types, routers, &args))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let text = tokenizer_files::carry(&models[0], args.to)?;
     notes.extend(text.notes.iter().cloned());
@@ -93,16 +110,21 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         made_from.extend(output::identity(model)?);
     }
     made_from.push(format!("upcycle, {:?} routers, seed {}", args.router, args.router_seed));
+    made_from.extend(preferences.as_ref().map(|learned| format!("router texts {}", digest(&learned.routers))));
     args.output.write(&args.out, &plan, made_from)?;
-    notes.push(description(&args, &params));
+    notes.push(description(&args, &params, preferences.as_ref()));
     notes.iter().for_each(|note| output::tell(note));
     Ok(())
 }
 
 /// What the mixture is, and how its routers start: a trainer must know.
-fn description(args: &Args, params: &Params) -> String {
+fn description(args: &Args, params: &Params, preferences: Option<&Preferences>) -> String {
     let moe = params.moe.expect("an upcycled model has experts");
     let routers = match args.router {
+        _ if let Some(Preferences { tokens, .. }) = preferences => {
+            let tokens: Vec<String> = tokens.iter().map(|&n| crate::format::count(n as u64)).collect();
+            format!("learned of {} tokens of the texts", tokens.join(", "))
+        }
         Router::Random => format!("random (normal, spread {ROUTER_SPREAD}, seed {})", args.router_seed),
         Router::Zero => "zero".into(),
     };
@@ -132,7 +154,7 @@ const MAX_EXPERTS: usize = 512;
 
 /// Refuses models that are mixtures already, of different shapes, or of different vocabularies. Returns what could not
 /// be checked.
-fn check_alike(models: &[Checkpoint]) -> anyhow::Result<Vec<String>> {
+fn check_alike(models: &[Arc<Checkpoint>]) -> anyhow::Result<Vec<String>> {
     let mut notes = Vec::new();
     for model in models {
         if let Some(moe) = model.params().moe {
@@ -187,14 +209,15 @@ fn check_vocabularies(first: &Checkpoint, other: &Checkpoint) -> anyhow::Result<
 }
 
 fn new_tensor<'a>(
-    models: &'a [Checkpoint],
+    models: &'a [Arc<Checkpoint>],
     outline: Outline,
     types: &FloatTypes,
+    routers: Option<&'a [Vec<f32>]>,
     args: &Args,
 ) -> anyhow::Result<NewTensor<'a>> {
     if let [TensorName::Layer(layer, LayerTensor::Router)] = outline.parts[..] {
         let element_type = if args.to == Layout::Gguf { ElementType::F32 } else { types.main };
-        return Ok(new_router(outline, element_type, layer, args));
+        return Ok(new_router(outline, element_type, layer, routers.map(|routers| routers[layer].as_slice()), args));
     }
     let part = |&name: &TensorName| {
         let (model, name) = match name {
@@ -212,13 +235,20 @@ fn new_tensor<'a>(
 }
 
 /// A router `[num_experts, dim]` that nobody trained yet.
-fn new_router(outline: Outline, element_type: ElementType, layer: usize, args: &Args) -> NewTensor<'static> {
+fn new_router<'a>(
+    outline: Outline,
+    element_type: ElementType,
+    layer: usize,
+    learned: Option<&'a [f32]>,
+    args: &Args,
+) -> NewTensor<'a> {
     let cols = outline.shape[1] as usize;
     let row_bytes = element_type.row_bytes(cols).expect("floats fill any row");
     let (router, seed) = (args.router, args.router_seed);
     let fill = move |rows: Range<usize>, out: &mut [u8]| {
         for (row, out) in rows.zip(out.chunks_exact_mut(row_bytes)) {
             let weight = |col| match router {
+                _ if let Some(learned) = learned => learned[row * cols + col],
                 Router::Zero => 0.0,
                 Router::Random => ROUTER_SPREAD * normal(seed, [layer, row, col]),
             };
@@ -228,6 +258,14 @@ fn new_router(outline: Outline, element_type: ElementType, layer: usize, args: &
         Ok(())
     };
     NewTensor::new(outline.name, element_type, outline.shape, Box::new(fill))
+}
+
+/// What tells routers from others, so that no interrupted output is gone on with for other ones.
+fn digest(routers: &[Vec<f32>]) -> String {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    routers.iter().flatten().for_each(|weight| hash.update(weight.to_le_bytes()));
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn layout(name: &str) -> Result<Layout, String> {

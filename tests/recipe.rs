@@ -27,7 +27,7 @@ fn write_pages(scratch: &Scratch) {
 fn recipe(scratch: &Scratch, model: &Path) -> String {
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/recipe"))
         .env("OCTET", env!("CARGO_BIN_EXE_octet"))
-        .envs([("MODEL", text(model)), ("OUT", text(&scratch.path("out")))])
+        .envs([("DENSE", text(model)), ("OUT", text(&scratch.path("out")))])
         .envs([("MINUTES", "0"), ("EVAL_CHARACTERS", "1600"), ("EVAL_QUESTIONS", "40")])
         .stdin(Stdio::null())
         .output()
@@ -40,10 +40,8 @@ fn recipe(scratch: &Scratch, model: &Path) -> String {
 #[test]
 fn the_recipe_goes_from_pages_to_a_report_and_leaves_out_what_is_done() {
     let scratch = Scratch::new();
-    let folder = scratch.copy_of("mixtral-8x2", "model");
+    let model = scratch.copy_of("llama-dense", "model");
     scratch.file("model/tokenizer.json", scratch::bytes_tokenizer().to_string());
-    let model = scratch.path("model-q8_0.gguf");
-    octet(["quantize", text(&folder), text(&model), "--to", "Q8_0"]).succeeded();
     write_pages(&scratch);
 
     let said = recipe(&scratch, &model);

@@ -6,6 +6,7 @@ Writes JSONL into OUT:
 
   text-train.jsonl          {"text"}: continued pretraining, languages mixed
   text-eval-LANG.jsonl      {"text"}: held-out pages, for perplexity by language (en, fr, de, it, es, code)
+  router-LANG.txt           training pages of each language, for routers to begin with
   sft-train.jsonl, sft-eval.jsonl    {"messages"}: what a command does, asked and answered in its language
   dpo-train.jsonl, dpo-eval.jsonl    {"prompt", "chosen", "rejected"}: the right answer against another command's
   questions.txt             a held-out question of each language
@@ -16,6 +17,7 @@ import argparse, glob, gzip, hashlib, json, os, random, re, subprocess, sys, sys
 
 ENGLISH = ["coreutils", "util-linux", "findutils", "grep", "sed", "tar", "procps", "manpages"]
 PACKAGES = {"en": ENGLISH, "fr": ["manpages-fr"], "de": ["manpages-de"], "it": ["manpages-it"], "es": ["manpages-es"]}
+ROUTER_CHARACTERS = 60_000
 QUESTIONS = {
     "en": "What does the command {} do?", "fr": "Que fait la commande {} ?", "de": "Was macht der Befehl {}?",
     "it": "Che cosa fa il comando {}?", "es": "¿Qué hace la orden {}?",
@@ -165,6 +167,8 @@ def main():
                 write(os.path.join(a.out, f"text-eval-{language}.jsonl"), taken)
             else:
                 train += taken
+                with open(os.path.join(a.out, f"router-{language}.txt"), "w", encoding="utf-8") as file:
+                    file.write("\n".join(row["text"] for row in taken)[:ROUTER_CHARACTERS])
     rng.shuffle(train)
     write(os.path.join(a.out, "text-train.jsonl"), train)
     for held_out, name, limit in ((False, "train", a.questions), (True, "eval", a.eval_questions)):
