@@ -74,7 +74,7 @@ fn hash<D: Digest>(mut file: File, progress: &dyn Fn(u64)) -> std::io::Result<St
             }
         }
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(crate::format::hex(&hasher.finalize()))
 }
 
 fn is_list(name: &str) -> bool {

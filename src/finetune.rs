@@ -337,7 +337,7 @@ fn fingerprint(args: &Args, checkpoint: &Checkpoint, samples: &Samples) -> anyho
     if args.dpo.base_reference {
         hash.update("base reference");
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(crate::format::hex(&hash.finalize()))
 }
 
 fn task(

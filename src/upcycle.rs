@@ -265,7 +265,7 @@ fn digest(routers: &[Vec<f32>]) -> String {
     use sha2::{Digest, Sha256};
     let mut hash = Sha256::new();
     routers.iter().flatten().for_each(|weight| hash.update(weight.to_le_bytes()));
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::format::hex(&hash.finalize())
 }
 
 fn layout(name: &str) -> Result<Layout, String> {

@@ -5,7 +5,7 @@ mod scratch;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use scratch::{Scratch, octet, text};
+use scratch::{Scratch, text};
 
 /// Pages as Debian's packages hold them, where the recipe would have unpacked those.
 fn write_pages(scratch: &Scratch) {

@@ -145,3 +145,56 @@ fn models_that_do_not_fit_together_are_refused() {
     upcycle(&[], &[]).refused_naming(&["DENSE"]);
     assert!(scratch.names().is_empty(), "{:?}", scratch.names());
 }
+
+/// The share that each expert of each layer has of a text's choices.
+fn loads(model: &Path, scratch: &Scratch, words: &str) -> Vec<Vec<f64>> {
+    let rows = scratch.file("rows.jsonl", serde_json::json!({"text": words}).to_string());
+    let report = octet(["finetune", text(model), text(&rows), "--evaluate"]).succeeded();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    serde_json::from_value(report["expert_load_of_layers"].clone()).unwrap()
+}
+
+#[test]
+fn routers_begin_with_a_preference_for_the_tokens_of_texts() {
+    let scratch = Scratch::new();
+    let dense = scratch.copy_of("llama-dense", "dense");
+    scratch.file("dense/tokenizer.json", scratch::bytes_tokenizer().to_string());
+    let words = scratch.file("words.txt", "the sun was low and an old man sat by his door ".repeat(20));
+    let numbers = scratch.file("numbers.txt", "27182 81828 45904 52353 60287 47135 26624 97757 ".repeat(20));
+    let make = |name: &str, more: &[&str]| {
+        let out = scratch.path(name);
+        let fixed = ["upcycle", text(&dense), "--experts", "4", "--per-token", "1", "-o", text(&out)];
+        octet([&fixed[..], more].concat()).succeeded();
+        out
+    };
+    let texts = ["--router-text", text(&words), "--router-text", text(&numbers)];
+    let out = make("out.gguf", &texts);
+    // Other words and other numbers than it was made of.
+    for (expert, sample) in
+        ["and then they all went home with the last of it", "31415 92653 58979 32384 62643 38327 95028"]
+            .into_iter()
+            .enumerate()
+    {
+        for (layer, load) in loads(&out, &scratch, sample).iter().enumerate() {
+            assert!(load[expert] > 2.0 * load[1 - expert], "layer {layer}: {load:?} for {sample:?}");
+        }
+    }
+    let (got, expected) = (logits(&out, &scratch), logits(&dense, &scratch));
+    let largest = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
+    assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 1e-5 * largest), "experts are alike yet");
+    let router = |model: &Path| {
+        bytes(Checkpoint::open(model).unwrap().tensor(TensorName::Layer(1, LayerTensor::Router)).unwrap())
+    };
+    assert!(router(&out) == router(&make("again.gguf", &[&texts[..], &["-t", "1"]].concat())));
+
+    let refused = |files: &[&str], words: &[&str]| {
+        let files: Vec<&str> = files.iter().flat_map(|file| ["--router-text", file]).collect();
+        let out = scratch.path("refused.gguf");
+        octet([&["upcycle", text(&dense), "-o", text(&out)], &files[..]].concat()).refused_naming(words);
+        assert!(!out.exists());
+    };
+    let empty = scratch.file("empty.txt", "");
+    refused(&[text(&words)], &["--router-text", "1 texts", "2 to 8"]);
+    refused(&[text(&words), text(&empty)], &["empty.txt"]);
+    refused(&[text(&words), "missing.txt"], &["missing.txt"]);
+}

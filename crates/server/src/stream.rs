@@ -172,7 +172,7 @@ mod tests {
     use crate::caller::{Caller, Dialect};
     use crate::limits::Place;
     use crate::metrics::Metrics;
-    use crate::models::Models;
+    use crate::models::{LoadFailure, Models};
     use crate::piece::{End, Usage};
     use crate::track::Track;
 
@@ -190,7 +190,13 @@ mod tests {
     }
 
     fn track() -> Track {
-        let models = Models::new(Vec::new(), Vec::new(), Vec::new(), Arc::new(|_, _| Err(String::new()))).unwrap();
+        let models = Models::new(
+            Vec::new(),
+            Vec::new(),
+            Vec::new(),
+            Arc::new(|_, _, _| Err(LoadFailure { why: String::new(), does_not_fit: false })),
+        )
+        .unwrap();
         let caller =
             Caller { dialect: Dialect::OpenAi, request_id: "id".into(), key: None, ignored: Default::default() };
         Track::new(
