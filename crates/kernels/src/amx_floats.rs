@@ -24,6 +24,8 @@ use crate::float_matmul::Target;
 
 /// Lines of a tile.
 const LINES: usize = 16;
+/// Lines of two tiles, which are multiplied with two others.
+const BLOCK: usize = 2 * LINES;
 /// Of k, in a tile.
 const STEP: usize = 32;
 /// Of k, between two sums in memory: as much as lets both operands' pieces stay in the second cache.
@@ -58,6 +60,21 @@ impl Right {
             Right::Bf16(b) => b.lines,
         }
     }
+
+    /// The lines from `first` on.
+    fn from(self, first: usize) -> Right {
+        match self {
+            Right::F32(b) => Right::F32(b.from(first)),
+            Right::Bf16(b) => Right::Bf16(b.from(first)),
+        }
+    }
+}
+
+impl<T> Lines<T> {
+    fn from(self, first: usize) -> Lines<T> {
+        let first = first.min(self.lines);
+        Lines { values: self.values.wrapping_add(first * self.line_stride), lines: self.lines - first, ..self }
+    }
 }
 
 /// Where results go: rows of `n` floats, `stride` apart.
@@ -89,6 +106,9 @@ pub(crate) fn suits(m: usize, n: usize, k: usize, strides: [usize; 4]) -> bool {
 
 /// `y [a.lines, b.lines]` (+)= `scale · Σ_k a b`.
 ///
+/// All of `a` at a depth is cut at once, for it is read again for every 32 lines of `b`; those are cut just before, and so are
+/// still near when they are multiplied. What comes next is fetched from memory meanwhile.
+///
 /// # Safety
 /// [`is_available`] must be true; the elements of `a` and `b` up to depth `k` must be readable, those of `y` writable and
 /// nobody else's.
@@ -99,9 +119,8 @@ pub(crate) unsafe fn product(a: Lines<f32>, b: Right, k: usize, y: Results) {
         let parts = k.div_ceil(most).max(1);
         let depth = k.div_ceil(parts).next_multiple_of(STEP);
         let steps = depth / STEP;
-        let words = |lines: usize, pieces: usize| lines.next_multiple_of(2 * LINES) / LINES * steps * pieces * WORDS;
-        packed_a.resize(words(a.lines, PIECES));
-        packed_b.resize(words(b.lines(), b_pieces));
+        packed_a.resize(a.lines.next_multiple_of(BLOCK) / LINES * steps * PIECES * WORDS);
+        packed_b.resize(2 * steps * b_pieces * WORDS);
         // SAFETY: the caller's promise, here and below; both buffers hold as many tiles.
         unsafe {
             // All as sixteen rows of 64 bytes.
@@ -109,31 +128,92 @@ pub(crate) unsafe fn product(a: Lines<f32>, b: Right, k: usize, y: Results) {
             for first in (0..k).step_by(depth) {
                 let part = first..k.min(first + depth);
                 pack::<false>(a, part.clone(), steps, packed_a.as_mut_slice());
-                let is_exact = match b {
-                    Right::F32(b) => pack::<true>(b, part, steps, packed_b.as_mut_slice()),
-                    Right::Bf16(b) => {
-                        pack_bf16(b, part, steps, packed_b.as_mut_slice());
-                        true
-                    }
-                };
                 let y = Results { target: if first == 0 { y.target } else { Target::Sum }, ..y };
-                let packed = [packed_a.as_slice(), packed_b.as_slice()];
-                let mut sums = Sums([[[0.0; LINES]; LINES]; 4]);
-                for col in (0..b.lines()).step_by(2 * LINES) {
-                    for row in (0..a.lines).step_by(2 * LINES) {
-                        let [a_tiles, b_tiles] = [(packed[0], row, PIECES), (packed[1], col, b_pieces)]
-                            .map(|(p, line, pieces)| p.as_ptr().add(line / LINES * steps * pieces * WORDS));
-                        match is_exact {
-                            true => multiply_bf16(a_tiles, (b_tiles, b_pieces), steps, &mut sums),
-                            false => multiply_f32(a_tiles, b_tiles, steps, &mut sums),
+                for col in (0..b.lines()).step_by(BLOCK) {
+                    let is_exact = match b.from(col) {
+                        Right::F32(b) => pack::<true>(b, part.clone(), steps, packed_b.as_mut_slice()),
+                        Right::Bf16(b) => {
+                            pack_bf16(b, part.clone(), steps, packed_b.as_mut_slice());
+                            true
                         }
-                        add(&sums, [row, col], [a.lines, b.lines()], y);
-                    }
+                    };
+                    let packed = Packed { a: packed_a.as_slice(), b: packed_b.as_slice(), steps, b_pieces, is_exact };
+                    let next = Runs::new(b.from(col + BLOCK), part.clone());
+                    multiply_block(&packed, [a.lines, b.lines()], col, next, y);
                 }
             }
             asm!("tilerelease", options(nostack));
         }
     });
+}
+
+/// Operands in pieces: all lines of `a`, and two tiles of `b`.
+struct Packed<'p> {
+    a: &'p [u32],
+    b: &'p [u32],
+    steps: usize,
+    b_pieces: usize,
+    /// Whether all numbers of `b` are bf16.
+    is_exact: bool,
+}
+
+/// All rows of a result of `size`, for the columns from `col` on that two tiles hold.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn multiply_block(packed: &Packed<'_>, size: [usize; 2], col: usize, next: Runs, y: Results) {
+    let mut sums = Sums([[[0.0; LINES]; LINES]; 4]);
+    let blocks = size[0].div_ceil(BLOCK);
+    for block in 0..blocks {
+        let row = block * BLOCK;
+        next.fetch(block * next.count / blocks..(block + 1) * next.count / blocks);
+        let to = (y.start.wrapping_add(row * y.stride + col), 4 * y.stride);
+        // SAFETY: the caller's promise; the buffers hold these tiles.
+        unsafe {
+            let a = packed.a.as_ptr().add(row / LINES * packed.steps * PIECES * WORDS);
+            match packed.is_exact {
+                true => multiply_bf16(a, (packed.b.as_ptr(), packed.b_pieces), packed.steps, to, &mut sums),
+                false => multiply_f32(a, packed.b.as_ptr(), packed.steps, to, &mut sums),
+            }
+            add(&sums, [row, col], size, y);
+        }
+    }
+}
+
+/// Memory that is read soon: so many runs of bytes.
+#[derive(Clone, Copy)]
+struct Runs {
+    start: *const u8,
+    count: usize,
+    stride: usize,
+    bytes: usize,
+}
+
+impl Runs {
+    /// The first two tiles of lines at these depths.
+    fn new(b: Right, part: std::ops::Range<usize>) -> Runs {
+        match b {
+            Right::F32(b) => Runs::of(b, part),
+            Right::Bf16(b) => Runs::of(b, part),
+        }
+    }
+
+    fn of<T>(from: Lines<T>, part: std::ops::Range<usize>) -> Runs {
+        let (lines, depth, size) = (from.lines.min(BLOCK), part.len(), size_of::<T>());
+        let start = from.values.wrapping_add(part.start * from.k_stride).cast();
+        let (count, stride, length) =
+            if from.k_stride == 1 { (lines, from.line_stride, depth) } else { (depth, from.k_stride, lines) };
+        Runs { start, count: if lines == 0 { 0 } else { count }, stride: stride * size, bytes: length * size }
+    }
+
+    /// Asks for some of them.
+    fn fetch(&self, runs: std::ops::Range<usize>) {
+        for run in runs {
+            let start = self.start.wrapping_add(run * self.stride);
+            for at in (0..self.bytes).step_by(64) {
+                // SAFETY: fetching touches nothing, whatever the address.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at).cast()) };
+            }
+        }
+    }
 }
 
 /// Of two by two tiles `[row of tiles][column of tiles][row][column]`.
@@ -149,8 +229,7 @@ unsafe fn pack<const IS_B: bool>(
     out: &mut [u32],
 ) -> bool {
     let mut rest = _mm512_setzero_si512();
-    let tiles = from.lines.next_multiple_of(2 * LINES) / LINES;
-    for (tile, out) in out.chunks_exact_mut(steps * PIECES * WORDS).take(tiles).enumerate() {
+    for (tile, out) in out.chunks_exact_mut(steps * PIECES * WORDS).enumerate() {
         for (step, out) in out.chunks_exact_mut(PIECES * WORDS).enumerate() {
             let lines = from.lines.saturating_sub(tile * LINES).min(LINES);
             let first = part.start + step * STEP;
@@ -159,6 +238,7 @@ unsafe fn pack<const IS_B: bool>(
             unsafe {
                 let start = from.values.wrapping_add(tile * LINES * from.line_stride + first * from.k_stride);
                 let along_k = from.k_stride == 1;
+                fetch_next_tile(from, start, depth);
                 let mut pieces = [[_mm512_setzero_si512(); PIECES]; LINES];
                 for (i, pieces) in pieces.iter_mut().enumerate() {
                     *pieces = if along_k {
@@ -188,43 +268,80 @@ unsafe fn pack<const IS_B: bool>(
     _mm512_test_epi32_mask(rest, rest) == 0
 }
 
-/// Puts lines at depths `part` in the order of the right-hand side, one piece each.
+/// Asks for the sixteen lines after those that begin at `start`, at as many depths.
+#[inline(always)]
+unsafe fn fetch_next_tile(from: Lines<f32>, start: *const f32, depth: usize) {
+    let next = start.wrapping_add(LINES * from.line_stride);
+    // SAFETY: fetching touches nothing, whatever the address.
+    unsafe {
+        if from.k_stride == 1 {
+            for line in 0..LINES {
+                let at = next.wrapping_add(line * from.line_stride);
+                _mm_prefetch::<_MM_HINT_T0>(at.cast());
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(LINES).cast());
+            }
+        } else {
+            (0..depth).for_each(|k| _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(k * from.k_stride).cast()));
+        }
+    }
+}
+
+/// Puts two tiles of lines at depths `part` in the order of the right-hand side, one piece each.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn pack_bf16(from: Lines<u16>, part: std::ops::Range<usize>, steps: usize, out: &mut [u32]) {
-    let tiles = from.lines.next_multiple_of(2 * LINES) / LINES;
-    let first_words = |n: usize| (1u64 << n) as u32;
-    for (tile, out) in out.chunks_exact_mut(steps * WORDS).take(tiles).enumerate() {
-        for (step, out) in out.chunks_exact_mut(WORDS).enumerate() {
-            let lines = from.lines.saturating_sub(tile * LINES).min(LINES);
-            let first = part.start + step * STEP;
-            let depth = part.end.saturating_sub(first).min(STEP);
-            let start = from.values.wrapping_add(tile * LINES * from.line_stride + first * from.k_stride);
-            let mut vectors = [_mm512_setzero_si512(); LINES];
-            // SAFETY: the caller's promise: `lines` and `depth` keep within the matrix, also where both are 0.
-            unsafe {
-                if from.k_stride == 1 {
-                    for (i, vector) in vectors.iter_mut().enumerate().take(lines) {
-                        let mask = first_words(depth).wrapping_sub(1);
-                        *vector = _mm512_maskz_loadu_epi16(mask, start.wrapping_add(i * from.line_stride).cast());
+    let first_words = |n: usize| ((1u64 << n) - 1) as u32;
+    let lines = from.lines.min(BLOCK);
+    let (first_tile, second_tile) = out.split_at_mut(steps * WORDS);
+    let tiles = first_tile.chunks_exact_mut(WORDS).zip(second_tile.chunks_exact_mut(WORDS));
+    for (step, (first_out, second_out)) in tiles.enumerate() {
+        let first = part.start + step * STEP;
+        let depth = part.end.saturating_sub(first).min(STEP);
+        let start = from.values.wrapping_add(first * from.k_stride);
+        // SAFETY: the caller's promise: `lines` and `depth` keep within the matrix, also where both are 0; tiles hold as much.
+        unsafe {
+            let store = |out: &mut [u32], i: usize, vector: __m512i| {
+                _mm512_store_si512(out[i * LINES..][..LINES].as_mut_ptr().cast(), vector);
+            };
+            if from.k_stride == 1 {
+                for (tile, out) in [first_out, second_out].into_iter().enumerate() {
+                    let mut vectors = [_mm512_setzero_si512(); LINES];
+                    let own = vectors.iter_mut().enumerate().take(lines.saturating_sub(tile * LINES));
+                    for (i, vector) in own {
+                        let at = start.wrapping_add((tile * LINES + i) * from.line_stride);
+                        *vector = _mm512_maskz_loadu_epi16(first_words(depth), at.cast());
                     }
                     transpose(&mut vectors);
-                } else {
-                    let mask = first_words(lines).wrapping_sub(1) as u16;
-                    let row = |k: usize| {
-                        let mask = if k < depth { mask } else { 0 };
-                        let at = start.wrapping_add(k * from.k_stride).cast();
-                        _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at))
-                    };
-                    for (i, vector) in vectors.iter_mut().enumerate() {
-                        *vector = _mm512_or_si512(row(2 * i), _mm512_slli_epi32::<16>(row(2 * i + 1)));
-                    }
+                    vectors.iter().enumerate().for_each(|(i, vector)| store(out, i, *vector));
                 }
-                vectors.iter().zip(out.chunks_exact_mut(LINES)).for_each(|(v, out)| {
-                    _mm512_store_si512(out.as_mut_ptr().cast(), *v);
-                });
+            } else {
+                let row = |k: usize| {
+                    let mask = if k < depth { first_words(lines) } else { 0 };
+                    _mm512_maskz_loadu_epi16(mask, start.wrapping_add(k * from.k_stride).cast())
+                };
+                for i in 0..LINES {
+                    let (even, odd) = (row(2 * i), row(2 * i + 1));
+                    store(first_out, i, _mm512_permutex2var_epi16(even, paired_words(0), odd));
+                    store(second_out, i, _mm512_permutex2var_epi16(even, paired_words(LINES), odd));
+                }
             }
         }
     }
+}
+
+/// Words `first` to `first + 15` of a vector, each before its neighbour of another vector.
+#[inline(always)]
+unsafe fn paired_words(first: usize) -> __m512i {
+    const PAIRED: [[u16; 32]; 2] = {
+        let mut words = [[0; 32]; 2];
+        let mut i = 0;
+        while i < 64 {
+            words[i / 32][i % 32] = (i / 2) as u16 + if i % 2 == 1 { 32 } else { 0 };
+            i += 1;
+        }
+        words
+    };
+    // SAFETY: 64 bytes.
+    unsafe { _mm512_loadu_si512(PAIRED[first / LINES].as_ptr().cast()) }
 }
 
 /// The first `n` of sixteen floats, and zeros.
@@ -305,13 +422,15 @@ unsafe fn transpose(v: &mut [__m512i; LINES]) {
 }
 
 /// Sums over all steps of two tiles of `a` (registers 4 and 5) times two of `b` (6 and 7), in registers 0 to 3: the lines say what
-/// happens in a step.
+/// happens in a step. Each step also asks for two rows of the result, which are written next.
 macro_rules! tile_sums {
-    (($a:ident, $b:ident, $b_pieces:expr, $steps:ident, $sums:ident), $($line:literal),* $(,)?) => {{
+    (($a:ident, $b:ident, $b_pieces:expr, $steps:ident, $to:ident, $sums:ident), $($line:literal),* $(,)?) => {{
         let b_step = $b_pieces * WORDS * 4;
         asm!(
             "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
             "2:",
+            "prefetchw [{to}]", "prefetchw [{to} + 64]", "add {to}, {to_stride}",
+            "prefetchw [{to}]", "prefetchw [{to} + 64]", "add {to}, {to_stride}",
             $($line,)*
             "add {a}, 3072", "add {a_next}, 3072", "add {b}, {b_step}", "add {b_next}, {b_step}",
             "dec {left}",
@@ -326,6 +445,8 @@ macro_rules! tile_sums {
             b_next = inout(reg) $b.wrapping_byte_add($steps * b_step) => _,
             b_step = in(reg) b_step,
             left = inout(reg) $steps => _,
+            to = inout(reg) $to.0 => _,
+            to_stride = in(reg) $to.1,
             out = in(reg) $sums.0.as_mut_ptr(),
             stride = in(reg) 64usize,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -335,16 +456,23 @@ macro_rules! tile_sums {
     }};
 }
 
-/// Sums of two tiles of `a` times two of `b` whose numbers are bf16, in so many pieces: a2 b0, a1 b0, a0 b0.
+/// Sums of two tiles of `a` times two of `b` whose numbers are bf16, in so many pieces: a2 b0, a1 b0, a0 b0. `to` is where the
+/// result's rows begin, and how many bytes they are apart.
 ///
 /// # Safety
 /// Both have two tiles of `steps` steps, at least one; the tile registers are set up.
 #[inline(always)]
-unsafe fn multiply_bf16(a: *const u32, (b, b_pieces): (*const u32, usize), steps: usize, sums: &mut Sums) {
+unsafe fn multiply_bf16(
+    a: *const u32,
+    (b, b_pieces): (*const u32, usize),
+    steps: usize,
+    to: (*mut f32, usize),
+    sums: &mut Sums,
+) {
     // SAFETY: the caller's promise.
     unsafe {
         tile_sums!(
-            (a, b, b_pieces, steps, sums),
+            (a, b, b_pieces, steps, to, sums),
             "tileloadd tmm6, [{b} + {stride}]\ntileloadd tmm4, [{a} + {stride} + 2048]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tileloadd tmm7, [{b_next} + {stride}]\ntdpbf16ps tmm1, tmm4, tmm7",
@@ -367,11 +495,11 @@ unsafe fn multiply_bf16(a: *const u32, (b, b_pieces): (*const u32, usize), steps
 /// # Safety
 /// As above.
 #[inline(always)]
-unsafe fn multiply_f32(a: *const u32, b: *const u32, steps: usize, sums: &mut Sums) {
+unsafe fn multiply_f32(a: *const u32, b: *const u32, steps: usize, to: (*mut f32, usize), sums: &mut Sums) {
     // SAFETY: the caller's promise.
     unsafe {
         tile_sums!(
-            (a, b, PIECES, steps, sums),
+            (a, b, PIECES, steps, to, sums),
             "tileloadd tmm6, [{b} + {stride}]\ntileloadd tmm4, [{a} + {stride} + 2048]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tileloadd tmm7, [{b_next} + {stride}]\ntdpbf16ps tmm1, tmm4, tmm7",
@@ -405,14 +533,15 @@ unsafe fn multiply_f32(a: *const u32, b: *const u32, steps: usize, sums: &mut Su
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn add(sums: &Sums, at: [usize; 2], size: [usize; 2], y: Results) {
     let scale = _mm512_set1_ps(y.scale);
-    for (tile, sums) in sums.0.iter().enumerate() {
-        let (row, col) = (at[0] + tile / 2 * LINES, at[1] + tile % 2 * LINES);
-        let n = size[1].saturating_sub(col).min(LINES);
-        let mask = ((1u32 << n) - 1) as u16;
-        for (i, sums) in sums.iter().enumerate().take(size[0].saturating_sub(row)) {
+    let [rows, cols] = [0, 1].map(|i| (size[i] - at[i]).min(BLOCK));
+    let masks = [0, LINES].map(|first| ((1u32 << cols.saturating_sub(first).min(LINES)) - 1) as u16);
+    let [left, right] = [0, 1].map(|tile| sums.0[tile].iter().chain(&sums.0[2 + tile]));
+    let mut to = y.start.wrapping_add(at[0] * y.stride + at[1]);
+    for (left, right) in left.zip(right).take(rows) {
+        for (sums, first, mask) in [(left, 0, masks[0]), (right, LINES, masks[1])] {
             // SAFETY: the caller's promise; masked places are not touched.
             unsafe {
-                let to = y.start.wrapping_add((row + i) * y.stride + col);
+                let to = to.wrapping_add(first);
                 let sum = _mm512_mul_ps(scale, _mm512_load_ps(sums.as_ptr()));
                 let before = match y.target {
                     Target::Fresh => _mm512_setzero_ps(),
@@ -421,5 +550,6 @@ unsafe fn add(sums: &Sums, at: [usize; 2], size: [usize; 2], y: Results) {
                 _mm512_mask_storeu_ps(to, mask, _mm512_add_ps(before, sum));
             }
         }
+        to = to.wrapping_add(y.stride);
     }
 }

@@ -16,8 +16,8 @@ use crate::blocks::dequantize_row;
 /// Most rows and columns of the results of a work item: large enough that copying the operands into the order of the
 /// inner loop costs little, and few enough that threads end together.
 const ITEM_SIZE: [usize; 2] = [512, 512];
-/// The same where `b` is bf16, which is summed over more of k at a time, and takes less room.
-const BF16_ITEM_SIZE: [usize; 2] = [256, 768];
+/// The same where `b` is bf16, which is summed over more of k at a time, so that fewer rows fit the second cache.
+const BF16_ITEM_SIZE: [usize; 2] = [352, 4096];
 /// Parts are multiples of this, which the inner loops like.
 const STEP: usize = 16;
 

@@ -103,6 +103,30 @@ pub(crate) trait Lanes: Copy {
     fn largest(self) -> f32;
 }
 
+/// The first eight of `x`, or what there is of them and then `otherwise`.
+#[inline(always)]
+pub(crate) fn load_some<V: Lanes>(x: &[f32], otherwise: f32) -> V {
+    if x.len() >= LANES {
+        // SAFETY: eight floats.
+        return unsafe { V::load(x.as_ptr()) };
+    }
+    let mut padded = [otherwise; LANES];
+    padded[..x.len()].copy_from_slice(x);
+    // SAFETY: eight floats.
+    unsafe { V::load(padded.as_ptr()) }
+}
+
+/// Puts eight floats to the beginning of `to`, or as many as fit.
+#[inline(always)]
+pub(crate) fn store_some<V: Lanes>(x: V, to: &mut [f32]) {
+    if to.len() >= LANES {
+        // SAFETY: eight floats.
+        unsafe { x.store(to.as_mut_ptr()) };
+    } else {
+        to.copy_from_slice(&x.to_array()[..to.len()]);
+    }
+}
+
 /// A computation that can run on any [`Lanes`].
 pub(crate) trait Kernel {
     /// What it gives back.

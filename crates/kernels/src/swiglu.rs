@@ -1,7 +1,7 @@
 //! SwiGLU's middle, `silu(gate) ⊙ up`, and the sum of the residual stream.
 
 use crate::exp::exp;
-use crate::lanes::{Instructions, Kernel, LANES, Lanes};
+use crate::lanes::{Instructions, Kernel, LANES, Lanes, load_some, store_some};
 
 /// `out = silu(gate) * up`, where `silu(x) = x / (1 + e^-x)`; all `[n]`.
 ///
@@ -41,17 +41,7 @@ impl Kernel for SwiGlu<'_> {
     fn run<V: Lanes>(self) {
         let rows = self.gate.chunks(LANES).zip(self.up.chunks(LANES));
         for ((gate, up), out) in rows.zip(self.out.chunks_mut(LANES)) {
-            if out.len() == LANES {
-                // SAFETY: all three hold eight floats.
-                unsafe { swiglu_lanes(V::load(gate.as_ptr()), V::load(up.as_ptr())).store(out.as_mut_ptr()) };
-            } else {
-                let [mut g, mut u] = [[0.0; LANES]; 2];
-                g[..gate.len()].copy_from_slice(gate);
-                u[..up.len()].copy_from_slice(up);
-                // SAFETY: both hold eight floats.
-                let y = unsafe { swiglu_lanes(V::load(g.as_ptr()), V::load(u.as_ptr())) };
-                out.copy_from_slice(&y.to_array()[..out.len()]);
-            }
+            store_some(swiglu_lanes::<V>(load_some(gate, 0.0), load_some(up, 0.0)), out);
         }
     }
 }

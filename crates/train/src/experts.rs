@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use octet_kernels::gradients::{for_each_rows, for_each_rows_of_two, swiglu_gradient};
+use octet_kernels::gradients::{dot, for_each_rows, for_each_rows_of_two, swiglu_gradient};
 use octet_kernels::{Target, swiglu};
 use octet_model::Routing;
 
@@ -170,12 +170,14 @@ pub(crate) fn backward(
                 row.iter_mut().for_each(|d| *d *= weight(place));
             }
         });
-        for_each_rows(pass.pool, &mut d_answers[narrow.clone()], dim, ROWS_AT_ONCE, |first, rows| {
-            for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
-                row.iter_mut().for_each(|d| *d *= weight(own.start + first + i));
-            }
-        });
-        expert.w2.weight_gradient(pass, &hidden[wide.clone()], &d_answers[narrow.clone()], gradients);
+        if expert.w2.is_trained() {
+            for_each_rows(pass.pool, &mut d_answers[narrow.clone()], dim, ROWS_AT_ONCE, |first, rows| {
+                for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
+                    row.iter_mut().for_each(|d| *d *= weight(own.start + first + i));
+                }
+            });
+            expert.w2.weight_gradient(pass, &hidden[wide.clone()], &d_answers[narrow.clone()], gradients);
+        }
         let both = [&mut gate[wide.clone()], &mut up[wide.clone()]];
         for_each_rows_of_two(pass.pool, both, [hidden_dim; 2], ROWS_AT_ONCE, |first, gate, up| {
             swiglu_gradient(gate, up, &d_hidden[wide.start + first * hidden_dim..][..gate.len()]);
@@ -195,17 +197,6 @@ fn swiglu_rows(pass: &Pass<'_>, gate: &[f32], up: &[f32], hidden_dim: usize, hid
         let at = first * hidden_dim..first * hidden_dim + rows.len();
         swiglu(&gate[at.clone()], &up[at], rows);
     });
-}
-
-/// In eight sums, so that the compiler may use wide instructions.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0; 8];
-    let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));
-    let tail: f32 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a_chunks.zip(b_chunks) {
-        (0..8).for_each(|i| sums[i] += a[i] * b[i]);
-    }
-    sums.iter().sum::<f32>() + tail
 }
 
 #[cfg(test)]

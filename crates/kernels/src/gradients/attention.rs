@@ -13,7 +13,9 @@ use std::ops::Range;
 use crate::ThreadPool;
 use crate::exp::exp;
 use crate::float_matmul::{FloatMatrix, FloatMatrixMut, Target, float_matmul_here};
-use crate::lanes::{Instructions, Kernel, LANES, Lanes};
+use crate::gradients::dot;
+use crate::gradients::rows::largest;
+use crate::lanes::{Instructions, Kernel, LANES, Lanes, load_some, store_some};
 use crate::shared_slice::SharedSlice;
 
 /// Queries of a block: their scores against 2048 keys are 1 MiB.
@@ -222,7 +224,7 @@ impl SampleAttention<'_> {
         float_matmul_here(d_o, v.transposed(), 1.0, Target::Fresh, FloatMatrixMut::new(&mut scratch.d_s, n_keys));
         for (i, token) in tokens.clone().enumerate() {
             let at = (token * n_heads + head) * d;
-            let along = out[at..at + d].iter().zip(&d_out[at..at + d]).map(|(o, d_o)| o * d_o).sum();
+            let along = dot(&out[at..at + d], &d_out[at..at + d]);
             let (p, d_s) = (&scratch.p[i * n_keys..][..n_keys], &mut scratch.d_s[i * n_keys..][..n_keys]);
             Instructions::best().run(ScoreGradient { p, d_s, along, scale: self.scale() });
         }
@@ -269,16 +271,12 @@ impl Kernel for Exponentials<'_> {
     type Output = (f32, f32);
     #[inline(always)]
     fn run<V: Lanes>(self) -> (f32, f32) {
-        let larger = |a: f32, &b: &f32| if a > b { a } else { b };
-        let minus = self.minus.unwrap_or_else(|| self.row.iter().fold(f32::NEG_INFINITY, larger));
+        let minus = self.minus.unwrap_or_else(|| largest::<V>(self.row));
         let mut sums = V::splat(0.0);
         for chunk in self.row.chunks_mut(LANES) {
-            let mut eight = [f32::NEG_INFINITY; LANES];
-            eight[..chunk.len()].copy_from_slice(chunk);
-            // SAFETY: eight floats.
-            let e = exp(unsafe { V::load(eight.as_ptr()) }.sub(V::splat(minus)));
+            let e = exp(load_some::<V>(chunk, f32::NEG_INFINITY).sub(V::splat(minus)));
             sums = sums.add(e);
-            chunk.copy_from_slice(&e.to_array()[..chunk.len()]);
+            store_some(e, chunk);
         }
         (minus, sums.sum())
     }

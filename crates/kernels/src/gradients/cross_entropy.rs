@@ -2,7 +2,8 @@
 //! `d_logits = weight (p - onehot(target))` of the loss `-weight log p`.
 
 use crate::exp::exp;
-use crate::lanes::{Instructions, Kernel, LANES, Lanes};
+use crate::gradients::rows::largest;
+use crate::lanes::{Instructions, Kernel, LANES, Lanes, load_some, store_some};
 
 /// Gives `log p(target)`, and leaves in `logits [n]` the gradient of `-weight log p(target)`.
 ///
@@ -25,18 +26,15 @@ impl Kernel for CrossEntropy<'_> {
     fn run<V: Lanes>(self) -> f32 {
         let CrossEntropy { logits, target, weight } = self;
         let of_target = logits[target];
-        let largest = logits.iter().fold(f32::NEG_INFINITY, |a, &b| if a > b { a } else { b });
+        let largest = largest::<V>(logits);
         let mut total = 0.0f64;
         // Partial sums of 4096 terms in f32, their total in f64: vocabularies are large.
         for part in logits.chunks_mut(4096) {
             let mut sums = V::splat(0.0);
             for chunk in part.chunks_mut(LANES) {
-                let mut eight = [f32::NEG_INFINITY; LANES];
-                eight[..chunk.len()].copy_from_slice(chunk);
-                // SAFETY: eight floats.
-                let e = exp(unsafe { V::load(eight.as_ptr()) }.sub(V::splat(largest)));
+                let e = exp(load_some::<V>(chunk, f32::NEG_INFINITY).sub(V::splat(largest)));
                 sums = sums.add(e);
-                chunk.copy_from_slice(&e.to_array()[..chunk.len()]);
+                store_some(e, chunk);
             }
             total += f64::from(sums.sum());
         }

@@ -1,7 +1,7 @@
 //! Backward of `y = w ⊙ x r`, where `r = 1 / sqrt(mean(x²) + eps)`:
 //! `d_x = r (w ⊙ d_y) - x r³ mean(w ⊙ d_y ⊙ x)` and `d_w = Σ_rows d_y ⊙ x r`.
 
-use crate::lanes::{Instructions, Kernel, LANES, Lanes};
+use crate::lanes::{Instructions, Kernel, LANES, Lanes, load_some, store_some};
 
 /// One row: adds to `d_x` what `d_y` says; `x`, `weight` and both gradients are `[dim]`. Adds to `d_weight [dim]` if it is
 /// wanted.
@@ -36,18 +36,19 @@ impl Kernel for RmsNormGradient<'_> {
     fn run<V: Lanes>(self) {
         let RmsNormGradient { x, weight, eps, d_y, d_x, d_weight } = self;
         let dim = x.len();
-        let [mut squares, mut products] = [[0.0f32; LANES]; 2];
+        let [mut squares, mut products] = [V::splat(0.0); 2];
         for ((x, w), d_y) in x.chunks(LANES).zip(weight.chunks(LANES)).zip(d_y.chunks(LANES)) {
-            for i in 0..x.len() {
-                squares[i] = x[i].mul_add(x[i], squares[i]);
-                products[i] = (x[i] * w[i]).mul_add(d_y[i], products[i]);
-            }
+            let [x, w, d_y] = [x, w, d_y].map(|part| load_some::<V>(part, 0.0));
+            squares = x.fma(x, squares);
+            products = x.mul(w).fma(d_y, products);
         }
-        let total = |sums: [f32; LANES]| sums.iter().sum::<f32>();
-        let scale = 1.0 / (total(squares) / dim as f32 + eps).sqrt();
-        let along = total(products) / dim as f32 * scale * scale * scale;
-        for i in 0..dim {
-            d_x[i] += scale * weight[i] * d_y[i] - along * x[i];
+        let scale = 1.0 / (squares.sum() / dim as f32 + eps).sqrt();
+        let along = products.sum() / dim as f32 * scale * scale * scale;
+        let (scales, alongs) = (V::splat(scale), V::splat(-along));
+        let rows = x.chunks(LANES).zip(weight.chunks(LANES)).zip(d_y.chunks(LANES));
+        for (((x, w), d_y), d_x) in rows.zip(d_x.chunks_mut(LANES)) {
+            let [x, w, d_y, before] = [x, w, d_y, &*d_x].map(|part| load_some::<V>(part, 0.0));
+            store_some(scales.mul(w).fma(d_y, x.fma(alongs, before)), d_x);
         }
         if let Some(d_weight) = d_weight {
             for i in 0..dim {

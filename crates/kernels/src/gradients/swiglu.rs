@@ -1,7 +1,7 @@
 //! Backward of `h = silu(gate) ⊙ up`, where `silu(g) = g σ(g)` and `silu'(g) = σ(g) (1 + g (1 - σ(g)))`.
 
 use crate::exp::exp;
-use crate::lanes::{Instructions, Kernel, LANES, Lanes};
+use crate::lanes::{Instructions, Kernel, LANES, Lanes, load_some, store_some};
 
 /// Replaces `gate` by `d_gate` and `up` by `d_up`, given `d_h`; all `[n]`.
 ///
@@ -24,15 +24,9 @@ impl Kernel for SwiGluGradient<'_> {
     fn run<V: Lanes>(self) {
         let rows = self.gate.chunks_mut(LANES).zip(self.up.chunks_mut(LANES));
         for ((gate, up), d_h) in rows.zip(self.d_h.chunks(LANES)) {
-            let n = d_h.len();
-            let [mut g, mut u, mut d] = [[0.0; LANES]; 3];
-            g[..n].copy_from_slice(gate);
-            u[..n].copy_from_slice(up);
-            d[..n].copy_from_slice(d_h);
-            // SAFETY: all three hold eight floats.
-            let (d_gate, d_up) = unsafe { lanes(V::load(g.as_ptr()), V::load(u.as_ptr()), V::load(d.as_ptr())) };
-            gate.copy_from_slice(&d_gate.to_array()[..n]);
-            up.copy_from_slice(&d_up.to_array()[..n]);
+            let (d_gate, d_up) = lanes::<V>(load_some(gate, 0.0), load_some(up, 0.0), load_some(d_h, 0.0));
+            store_some(d_gate, gate);
+            store_some(d_up, up);
         }
     }
 }
