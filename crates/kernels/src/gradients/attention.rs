@@ -271,7 +271,10 @@ impl Kernel for Exponentials<'_> {
     type Output = (f32, f32);
     #[inline(always)]
     fn run<V: Lanes>(self) -> (f32, f32) {
-        let minus = self.minus.unwrap_or_else(|| largest::<V>(self.row));
+        let minus = match self.minus {
+            Some(minus) => minus,
+            None => largest::<V>(self.row),
+        };
         let mut sums = V::splat(0.0);
         for chunk in self.row.chunks_mut(LANES) {
             let e = exp(load_some::<V>(chunk, f32::NEG_INFINITY).sub(V::splat(minus)));

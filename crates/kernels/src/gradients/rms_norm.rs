@@ -38,17 +38,17 @@ impl Kernel for RmsNormGradient<'_> {
         let dim = x.len();
         let [mut squares, mut products] = [V::splat(0.0); 2];
         for ((x, w), d_y) in x.chunks(LANES).zip(weight.chunks(LANES)).zip(d_y.chunks(LANES)) {
-            let [x, w, d_y] = [x, w, d_y].map(|part| load_some::<V>(part, 0.0));
+            let x: V = load_some(x, 0.0);
             squares = x.fma(x, squares);
-            products = x.mul(w).fma(d_y, products);
+            products = x.mul(load_some(w, 0.0)).fma(load_some(d_y, 0.0), products);
         }
         let scale = 1.0 / (squares.sum() / dim as f32 + eps).sqrt();
         let along = products.sum() / dim as f32 * scale * scale * scale;
         let (scales, alongs) = (V::splat(scale), V::splat(-along));
         let rows = x.chunks(LANES).zip(weight.chunks(LANES)).zip(d_y.chunks(LANES));
         for (((x, w), d_y), d_x) in rows.zip(d_x.chunks_mut(LANES)) {
-            let [x, w, d_y, before] = [x, w, d_y, &*d_x].map(|part| load_some::<V>(part, 0.0));
-            store_some(scales.mul(w).fma(d_y, x.fma(alongs, before)), d_x);
+            let rest = load_some::<V>(x, 0.0).fma(alongs, load_some(d_x, 0.0));
+            store_some(scales.mul(load_some(w, 0.0)).fma(load_some(d_y, 0.0), rest), d_x);
         }
         if let Some(d_weight) = d_weight {
             for i in 0..dim {
