@@ -12,18 +12,22 @@ use octet_train::task::Task;
 use octet_train::trainer::{Ending, Event, Settings, Trainer, Wish};
 use octet_train::{AdapterUse, Tuned};
 
-use crate::{format, output, stdout};
+use crate::{footprint, format, machine, output, stdout};
 use data::{DataOptions, Method, Samples};
 use settings::{DpoOptions, LoopOptions};
 
 mod check;
 mod data;
+pub mod forecast;
 mod model;
+mod reading;
 mod record;
 mod reference;
 mod room;
 mod settings;
 mod view;
+
+pub use model::target;
 
 /// Learn from texts, conversations or preferences
 ///
@@ -91,7 +95,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.check {
         let limits = (args.data_options.max_length, args.loop_options.batch);
         stdout::print(&check::report(&samples, method, &tokenizer, chat.as_ref(), limits))?;
-        return data::refuse_bad(&samples, args.data_options.skip_bad, &args.data);
     }
     data::refuse_bad(&samples, args.data_options.skip_bad, &args.data)?;
     if args.evaluate {
@@ -105,7 +108,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         None => None,
     };
-    train(&args, &checkpoint, method, samples, held_out)
+    let element_type = footprint::types_of(&checkpoint, None);
+    let run = reading::run(&args, &checkpoint, &element_type)?;
+    let reading = reading::reading(&args, &run, method, &samples, held_out.as_ref());
+    if args.check {
+        return stdout::print(&check::forecast(&run.forecast(&reading, machine::memory())?));
+    }
+    let out = args.out.as_deref().context("--out is missing: say where the result is to go")?;
+    room::check_memory(&args, &run, &reading, &samples)?;
+    room::check_disk(out, run.trained())?;
+    train((&args, out), &checkpoint, method, samples, held_out)
 }
 
 fn check_numbers(args: &Args) -> anyhow::Result<()> {
@@ -139,24 +151,25 @@ fn method(args: &Args, dataset: &Dataset) -> anyhow::Result<Method> {
 }
 
 fn train(
-    args: &Args,
+    (args, out): (&Args, &Path),
     checkpoint: &Arc<Checkpoint>,
     method: Method,
     samples: Samples,
     held_out: Option<Samples>,
 ) -> anyhow::Result<()> {
-    let out = args.out.as_deref().context("--out is missing: say where the result is to go")?;
-    room::check_memory(args, checkpoint, &samples)?;
-    room::check_disk(args, out, checkpoint)?;
     prepare(args, out, checkpoint)?;
     let fingerprint = fingerprint(args, checkpoint, &samples)?;
     let mut model = model::open(checkpoint, &args.targets, args.threads, args.loop_options.seed)?;
     let references =
         reference::Cache { folder: out, fingerprint: &fingerprint, pass_tokens: args.loop_options.pass_tokens };
     let begins = what_begins(&samples, &model);
-    let train = task(args, method, samples, &mut model, &references, "train")?;
-    let held_out = held_out.map(|samples| task(args, method, samples, &mut model, &references, "eval")).transpose()?;
-    let (order, total_steps) = args.loop_options.order(train.len());
+    let (order, total_steps) = args.loop_options.order(samples.len());
+    let train = task(args, method, samples, &mut model, (&references, "train", order.visited(total_steps)))?;
+    let held_out = held_out.map(|samples| {
+        let all = (0..samples.len()).collect();
+        task(args, method, samples, &mut model, (&references, "eval", all))
+    });
+    let held_out = held_out.transpose()?;
     let balance = args.loop_options.balance.unwrap_or_else(|| model::balance_coefficient(&args.model));
     let settings = Settings {
         order,
@@ -345,8 +358,7 @@ fn task(
     method: Method,
     samples: Samples,
     model: &mut Tuned,
-    references: &reference::Cache<'_>,
-    name: &str,
+    (references, name, wanted): (&reference::Cache<'_>, &str, Vec<usize>),
 ) -> anyhow::Result<Task> {
     if method == Method::NextToken {
         return Ok(Task::NextToken(samples.single));
@@ -355,7 +367,7 @@ fn task(
     model.observe_with(if args.dpo.base_reference { AdapterUse::Off } else { AdapterUse::On });
     let reference = match args.dpo.reference_free {
         true => None,
-        false => Some(references.get(name, model, &samples.pairs)?),
+        false => Some(references.get(name, model, &samples.pairs, &wanted)?),
     };
     model.observe_with(AdapterUse::On);
     Ok(Task::Preference { pairs: samples.pairs, loss, reference })

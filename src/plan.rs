@@ -13,12 +13,16 @@ use octet_kernels::{Activations, KvType, PackedMatrix, Product, Reads, ThreadPoo
 use serde::Serialize;
 use serde_json::json;
 
+use crate::finetune::forecast::Forecast;
 use crate::footprint::{self, Footprint, Use};
 use crate::format;
 use crate::machine::{self, Memory};
 use crate::model_options::kv_type;
 use crate::stdout;
 use crate::synth::shape_names;
+use tune::TuneOptions;
+
+mod tune;
 
 /// Context that a model has to have at least, for anything useful.
 const LEAST_CONTEXT: usize = 2048;
@@ -29,7 +33,7 @@ const PROMPT_SHARE: f64 = 0.8;
 /// Predict memory and speed before loading
 ///
 /// Memory is what will be resident once the context is full. Speeds are what this machine's memory and kernels, measured
-/// for a second, allow.
+/// for a second, allow. With --tune also what fine-tuning takes, of which some layers and the output head are tried.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder or file of the checkpoint, or its params.json or config.json alone; or a published shape: mixtral-8x7b,
@@ -53,6 +57,8 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    tuning: TuneOptions,
 }
 
 /// What will be needed, and what to expect.
@@ -66,6 +72,9 @@ struct Report {
     memory: Option<Memory>,
     fit: Fit,
     speed: Speed,
+    /// Only where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tuning: Option<Forecast>,
 }
 
 /// Whether a model fits the memory that is free.
@@ -99,7 +108,7 @@ struct Speed {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let is_json = args.json;
     let read = read(&args.model)?;
-    let report = report(args, read, Measured::of);
+    let report = report(args, read, Measured::of)?;
     if is_json { stdout::print_json(&report) } else { stdout::print(&describe(&report)) }
 }
 
@@ -131,10 +140,11 @@ pub fn report_of(request: serde_json::Value) -> anyhow::Result<serde_json::Value
         users: asked.users.unwrap_or(1).clamp(1, 4096),
         threads: None,
         json: true,
+        tuning: TuneOptions::default(),
         model: asked.model,
     };
     let read = read(&args.model)?;
-    Ok(serde_json::to_value(report(args, read, measured_once))?)
+    Ok(serde_json::to_value(report(args, read, measured_once)?)?)
 }
 
 /// A model by its path, or by the name of a published shape.
@@ -145,7 +155,7 @@ fn read(model: &Path) -> anyhow::Result<(Params, Option<Checkpoint>)> {
     }
 }
 
-fn report(args: Args, (params, checkpoint): (Params, Option<Checkpoint>), measure: Measure) -> Report {
+fn report(args: Args, (params, checkpoint): (Params, Option<Checkpoint>), measure: Measure) -> anyhow::Result<Report> {
     let stored = |name| checkpoint.as_ref().and_then(|c| c.find(name)).map_or(ElementType::BF16, |t| t.element_type());
     let element_type = |name| args.quantize.map_or_else(|| stored(name), |mix| mix.element_type(name, &params));
     let threads = args.threads.map_or_else(octet_kernels::cpu::available_threads, usize::from);
@@ -156,7 +166,7 @@ fn report(args: Args, (params, checkpoint): (Params, Option<Checkpoint>), measur
         chunk: OpenOptions::default().chunk,
     };
     let memory = machine::memory();
-    Report {
+    Ok(Report {
         model: args.model,
         quantize: args.quantize.map(|mix| mix.name().to_owned()),
         users: usage.users,
@@ -165,7 +175,8 @@ fn report(args: Args, (params, checkpoint): (Params, Option<Checkpoint>), measur
         memory,
         fit: fit(&params, element_type, &usage, memory),
         speed: speed(&params, element_type, &usage, |kind, dim| measure(threads, kind, dim)),
-    }
+        tuning: args.tuning.forecast(&params, &element_type, threads, memory)?,
+    })
 }
 
 /// Refuses to load what will not fit; says so where it fits, but not with its whole context.
@@ -363,5 +374,11 @@ fn describe(report: &Report) -> String {
             format::bytes(speed.active_bytes)
         ),
     );
+    if let Some(tuning) = &report.tuning {
+        line("tuning reads", tuning.describe_work());
+        line("trains", format!("{} numbers", format::count(tuning.trained)));
+        line("takes", tuning.describe_memory());
+        line("for", tuning.describe_time());
+    }
     text
 }

@@ -116,6 +116,31 @@ fn verify_lists_every_fault_and_checks_sums() {
 }
 
 #[test]
+fn plan_tells_what_tuning_takes() {
+    let model = fixtures().join("mixtral-8x2");
+    let tuning = |more: &[&str]| {
+        let report = json([&["plan", text(&model), "--json", "--tune", "10k", "--length", "100"], more].concat());
+        report["tuning"].clone()
+    };
+    let number = |of: &Value, name: &str| of[name].as_u64().unwrap_or_else(|| panic!("{name} of {of}"));
+    let adapter = tuning(&[]);
+    // Seven steps of 16 samples of 100 tokens; each is one pass.
+    assert_eq!(["steps", "passes", "tokens", "look_tokens"].map(|name| number(&adapter, name)), [7, 7, 11_200, 0]);
+    assert!(adapter["seconds"].as_f64().unwrap() > 0.0 && adapter["fits"] == true, "{adapter}");
+    let preferences = tuning(&["--dpo"]);
+    assert_eq!(["steps", "tokens", "look_tokens"].map(|name| number(&preferences, name)), [4, 12_800, 12_800]);
+    let all = tuning(&["--all"]);
+    let parameters = json(["inspect", text(&model), "--json"])["parameters"].as_u64().unwrap();
+    assert_eq!(number(&all, "trained"), parameters);
+    let said = octet(["plan", text(&model), "--tune", "10k"]).succeeded();
+    assert!(said.contains("tuning reads") && said.contains("as some layers and the head were measured"), "{said}");
+    octet(["plan", text(&model), "--tune", "many"]).refused_naming(&["number of tokens"]);
+    octet(["plan", text(&model), "--all"]).refused_naming(&["--tune"]);
+    octet(["plan", text(&model), "--tune", "1k", "--targets", "heart"]).refused_naming(&["attention"]);
+    assert!(json(["plan", text(&model), "--json"]).get("tuning").is_none(), "nobody asked");
+}
+
+#[test]
 fn plan_adds_up() {
     let scratch = Scratch::new();
     let params = scratch.file("params.json", ANNOUNCED);

@@ -203,15 +203,92 @@ fn a_run_that_diverges_stops_and_names_step_and_rows() {
     assert!(out.join("snapshots/step-000000001/state.json").is_file());
 }
 
-#[test]
-fn preferences_and_all_weights_are_learned() {
-    let scratch = Scratch::new();
-    let model = model(&scratch);
+/// Letters of which the next one is better than another.
+fn pairs(scratch: &Scratch, count: u8) -> PathBuf {
     let pair = |i: u8| {
         let answer = |c: u8| ((b'a' + c % 26) as char).to_string();
         json!({"prompt": answer(i), "chosen": answer(i + 1), "rejected": answer(i + 7)}).to_string() + "\n"
     };
-    let data = scratch.file("pairs.jsonl", (0..16).map(pair).collect::<String>());
+    scratch.file("pairs.jsonl", (0..count).map(pair).collect::<String>())
+}
+
+/// What the reference said of each training pair, if it was asked; bit for bit.
+fn kept_reference(out: &Path) -> Vec<Option<[f64; 2]>> {
+    let kept: Value = serde_json::from_slice(&std::fs::read(out.join("reference-train.json")).unwrap()).unwrap();
+    serde_json::from_value(kept["log_probabilities"].clone()).unwrap()
+}
+
+#[test]
+fn the_reference_reads_the_pairs_of_the_steps_alone() {
+    let scratch = Scratch::new();
+    let (model, data) = (model(&scratch), pairs(&scratch, 16));
+    let run = |out: &Path, more: &[&str]| {
+        let arguments = ["finetune", text(&model), text(&data), "--out", text(out), "--batch", "2"];
+        octet(arguments.into_iter().chain(more.iter().copied())).succeeded();
+        kept_reference(out)
+    };
+    let (whole, few) = (scratch.path("whole"), scratch.path("few"));
+    let of_all = run(&whole, &["--epochs", "1"]);
+    let of_few = run(&few, &["--steps", "3"]);
+    assert_eq!((of_all.len(), of_all.iter().flatten().count()), (16, 16));
+    assert_eq!((of_few.len(), of_few.iter().flatten().count()), (16, 6), "three steps of two pairs");
+    // Sums of ten logarithms in f32, of passes that hold other samples: some 1e-6 each.
+    let near = |few: [f64; 2], all: [f64; 2]| few.iter().zip(all).all(|(few, all)| (few - all).abs() < 1e-5);
+    let same = of_few.iter().zip(&of_all).all(|(few, all)| few.is_none_or(|few| near(few, all.unwrap())));
+    assert!(same, "{of_few:?} {of_all:?}");
+
+    // What is kept is used again where it is of the same run and holds what the steps need, and computed again elsewhere.
+    let file = few.join("reference-train.json");
+    let kept = std::fs::read_to_string(&file).unwrap();
+    let known = of_few.iter().flatten().next().unwrap()[0].to_string();
+    let again = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        run(&few, &["--steps", "3", "--resume"]);
+        std::fs::read_to_string(&file).unwrap()
+    };
+    let changed = kept.replace(&known, "-1.5");
+    assert_ne!(changed, kept);
+    assert_eq!(again(&changed), changed, "it is read, not computed");
+    assert_eq!(again(&changed.replace("\"fingerprint\":\"", "\"fingerprint\":\"0")), kept, "of another run");
+    let mut lacking: Value = serde_json::from_str(&kept).unwrap();
+    lacking["log_probabilities"] = json!(vec![Value::Null; 16]);
+    assert_eq!(again(&lacking.to_string()), kept, "it lacks what the steps need");
+}
+
+#[test]
+fn preferences_are_compared_with_the_model_that_was_asked_for() {
+    let scratch = Scratch::new();
+    let (model, letters, pairs) = (model(&scratch), letters(&scratch), pairs(&scratch, 8));
+    let taught = scratch.path("taught");
+    finetune(&model, &letters, &taught, &[]).succeeded();
+    let run = |name: &str, more: &[&str]| {
+        let out = scratch.path(name);
+        let arguments = ["finetune", text(&model), text(&pairs), "--out", text(&out), "--batch", "8", "--steps", "1"];
+        octet(arguments.into_iter().chain(more.iter().copied())).succeeded();
+        let asked: Vec<[f64; 2]> = kept_reference(&out).into_iter().flatten().collect();
+        (losses(&out)[0].1.parse::<f64>().unwrap(), asked)
+    };
+    let adapter = ["--adapter", text(&taught)];
+    let (new, base) = run("new", &[]);
+    let (continued, policy) = run("continued", &adapter);
+    let (against_base, reference) = run("against-base", &[adapter[0], adapter[1], "--base-reference"]);
+    // Policy and reference are the same before the first step, of a new adapter and of one that is continued.
+    let ln_2 = std::f64::consts::LN_2;
+    assert!((new - ln_2).abs() < 1e-6 && (continued - ln_2).abs() < 1e-6, "{new} {continued}");
+    // Without its adapter the model is the one that a new adapter begins with.
+    assert_eq!(reference, base);
+    assert_ne!(policy, base);
+    // -log σ(β ((policy - reference) of the better answer - that of the worse)), with β = 0.1.
+    let loss = |(p, r): (&[f64; 2], &[f64; 2])| (1.0 + (-0.1 * ((p[0] - r[0]) - (p[1] - r[1]))).exp()).ln();
+    let expected = policy.iter().zip(&base).map(loss).sum::<f64>() / 8.0;
+    assert!((against_base - expected).abs() < 1e-6, "{against_base} {expected}");
+    assert!((against_base - ln_2).abs() > 1e-3, "{against_base} is no other than ln 2");
+}
+
+#[test]
+fn preferences_and_all_weights_are_learned() {
+    let scratch = Scratch::new();
+    let (model, data) = (model(&scratch), pairs(&scratch, 16));
     let out = scratch.path("out");
     let arguments =
         ["finetune", text(&model), text(&data), "--out", text(&out), "--all", "--rate", "0.003", "--steps", "8"];
@@ -237,6 +314,22 @@ fn what_would_be_learned_is_shown_and_what_is_wrong_is_named() {
     for part in ["40 conversations", "chatml", "⟦b<|im_end|>⟧", "letters.jsonl, line 1"] {
         assert!(report.contains(part), "{report}\nshould contain {part}");
     }
+    // What a run would take is told as it then turns out: of time a test can only ask that it is told.
+    let forecast = octet(["finetune", text(&model), text(&data), "--check"].into_iter().chain(RUN)).succeeded();
+    let told = scratch.path("told");
+    let said = finetune(&model, &data, &told, &[]).stderr();
+    let metrics = std::fs::read_to_string(told.join("metrics.jsonl")).unwrap();
+    let last: Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+    let tokens = last["tokens"].as_u64().unwrap();
+    let grouped = format!("{},{:03}", tokens / 1000, tokens % 1000);
+    for part in [&format!("{grouped} tokens in 12 steps"), "fits", "tok/s", "as some layers and the head were measured"]
+    {
+        assert!(forecast.contains(part), "{forecast}\nshould contain {part}");
+    }
+    let trained = said.lines().find_map(|line| Some(line.split_once(" numbers are trained")?.0.to_owned())).unwrap();
+    let trained = trained.rsplit(' ').next().unwrap();
+    assert!(forecast.contains(&format!("{trained} numbers")), "{forecast}\nshould train {trained}");
+
     let check = |lines: &str| octet_reading(lines, ["finetune", text(&model), "-", "--check"]);
     let wrong = check("{\"text\": \"ok\"}\n{\"instruction\": \"x\"}\n");
     assert!(!wrong.output.status.success());

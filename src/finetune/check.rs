@@ -7,6 +7,7 @@ use octet_tokenizer::{ChatFormat, Tokenizer};
 use octet_train::sample::Sample;
 
 use super::data::{Method, Samples};
+use super::forecast::Forecast;
 use crate::format;
 
 /// Wrong rows that are listed.
@@ -87,6 +88,17 @@ pub fn report(
         );
     }
     out
+}
+
+/// What the run would take.
+pub fn forecast(forecast: &Forecast) -> String {
+    let rows = [
+        ("reads", forecast.describe_work()),
+        ("trains", format!("{} numbers", format::count(forecast.trained))),
+        ("memory", forecast.describe_memory()),
+        ("time", forecast.describe_time()),
+    ];
+    rows.map(|(name, value)| format!("\n{name:<12} {value}")).concat() + "\n"
 }
 
 /// Least, median, nine tenths, most.

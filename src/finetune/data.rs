@@ -63,6 +63,11 @@ pub struct Samples {
 }
 
 impl Samples {
+    /// How many samples there are, of whichever kind was made; a pair is one.
+    pub fn len(&self) -> usize {
+        self.single.len() + self.pairs.len()
+    }
+
     /// All sequences, a pair's two among them.
     pub fn sequences(&self) -> Vec<&Sample> {
         let pairs = self.pairs.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]);

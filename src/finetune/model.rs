@@ -44,7 +44,8 @@ pub struct TargetOptions {
     pub keep: usize,
 }
 
-fn target(name: &str) -> Result<LoraTarget, String> {
+/// A target by its name.
+pub fn target(name: &str) -> Result<LoraTarget, String> {
     match name {
         "attention" => Ok(LoraTarget::Attention),
         "experts" => Ok(LoraTarget::Experts),

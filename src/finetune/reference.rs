@@ -1,4 +1,4 @@
-//! What the reference says of each pair: computed once, kept beside the snapshots.
+//! What the reference says of each pair that the run comes to: computed once, kept beside the snapshots.
 
 use std::path::Path;
 
@@ -22,26 +22,36 @@ pub struct Cache<'a> {
 #[derive(Serialize, Deserialize)]
 struct Kept {
     fingerprint: String,
-    /// `[pairs]`: of the better and of the worse answer. JSON keeps f64 bit for bit.
-    log_probabilities: Vec<[f64; 2]>,
+    /// `[pairs]`: of the better and of the worse answer, of those that were asked. JSON keeps f64 bit for bit.
+    log_probabilities: Vec<Option<[f64; 2]>>,
 }
 
 impl Cache<'_> {
-    /// The log-probabilities of `pairs`, read if they are kept, else computed by `model`, which must not have been trained
-    /// unless the reference is the model without its adapter.
-    pub fn get(&self, name: &str, model: &mut dyn Learner, pairs: &[PairSample]) -> anyhow::Result<Vec<[f64; 2]>> {
+    /// The log-probabilities of those `pairs` whose indices are `wanted`, read if they are kept, else computed by `model`,
+    /// which must not have been trained unless the reference is the model without its adapter.
+    pub fn get(
+        &self,
+        name: &str,
+        model: &mut dyn Learner,
+        pairs: &[PairSample],
+        wanted: &[usize],
+    ) -> anyhow::Result<Vec<Option<[f64; 2]>>> {
         let path = self.folder.join(format!("reference-{name}.json"));
-        if let Some(kept) = self.read(&path)?.filter(|kept| kept.len() == pairs.len()) {
+        let is_whole = |kept: &Vec<Option<[f64; 2]>>| {
+            kept.len() == pairs.len() && wanted.iter().all(|&index| kept[index].is_some())
+        };
+        if let Some(kept) = self.read(&path)?.filter(is_whole) {
             return Ok(kept);
         }
         let progress = Progress::of_tokens("reference");
-        let total: u64 = pairs.iter().map(tokens).sum();
-        let found = octet_train::task::reference(model, pairs, self.pass_tokens, |done| {
-            progress.at(pairs[..done].iter().map(tokens).sum(), total);
+        let tokens = |indices: &[usize]| indices.iter().map(|&index| tokens(&pairs[index])).sum();
+        let total: u64 = tokens(wanted);
+        let found = octet_train::task::reference(model, pairs, wanted, self.pass_tokens, |done| {
+            progress.at(tokens(&wanted[..done]), total);
         });
         let found = found.map_err(anyhow::Error::msg)?;
         progress.finish();
-        if found.iter().flatten().any(|log_p| !log_p.is_finite()) {
+        if found.iter().flatten().flatten().any(|log_p| !log_p.is_finite()) {
             bail!("the model gives log-probabilities that are no numbers; see octet verify");
         }
         let kept = Kept { fingerprint: self.fingerprint.to_owned(), log_probabilities: found.clone() };
@@ -49,7 +59,7 @@ impl Cache<'_> {
         Ok(found)
     }
 
-    fn read(&self, path: &Path) -> anyhow::Result<Option<Vec<[f64; 2]>>> {
+    fn read(&self, path: &Path) -> anyhow::Result<Option<Vec<Option<[f64; 2]>>>> {
         if !path.exists() {
             return Ok(None);
         }

@@ -26,7 +26,8 @@ const ROWS_AT_ONCE: usize = 32;
 /// What the products of a step share.
 pub(crate) struct Pass<'m> {
     pub(crate) pool: &'m ThreadPool,
-    pub(crate) checkpoint: &'m Checkpoint,
+    /// Where frozen tensors lie that were not copied.
+    pub(crate) checkpoint: Option<&'m Checkpoint>,
     pub(crate) parameters: &'m Parameters,
     pub(crate) buffers: Buffers,
     /// False where the model is asked for without its adapter.
@@ -80,9 +81,15 @@ impl Frozen {
         Ok(Frozen { name, element_type: tensor.element_type(), copied })
     }
 
-    fn bytes<'a>(&'a self, checkpoint: &'a Checkpoint) -> &'a [u8] {
+    /// A tensor whose rows are these bytes, in canonical order.
+    pub(crate) fn of_bytes(name: TensorName, element_type: ElementType, bytes: Vec<u8>) -> Frozen {
+        Frozen { name, element_type, copied: Some(bytes) }
+    }
+
+    fn bytes<'a>(&'a self, checkpoint: Option<&'a Checkpoint>) -> &'a [u8] {
         self.copied.as_deref().unwrap_or_else(|| {
-            let tensor = checkpoint.find(self.name).expect("it was there when the model was opened");
+            let tensor = checkpoint.and_then(|checkpoint| checkpoint.find(self.name));
+            let tensor = tensor.expect("it was there when the model was opened");
             tensor.borrow().expect("tensors that do not lie in canonical form have been copied")
         })
     }

@@ -17,6 +17,9 @@ use crate::norm::Norm;
 use crate::{Batch, Error, Gradients, Parameters, Preference, PreferenceOptions, loss};
 
 mod build;
+mod sketch;
+
+pub use sketch::Sketch;
 
 /// What is trained.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,7 +82,8 @@ pub struct LossReport {
 
 /// A model that learns.
 pub struct Model {
-    checkpoint: Arc<Checkpoint>,
+    /// `None` in sketches alone, which nobody gets hold of.
+    checkpoint: Option<Arc<Checkpoint>>,
     config: Config,
     pool: ThreadPool,
     rope: Rope,
@@ -113,7 +117,7 @@ impl Model {
 
     /// The files that it began with.
     pub fn checkpoint(&self) -> &Checkpoint {
-        &self.checkpoint
+        self.checkpoint.as_ref().expect("only sketches have no files")
     }
 
     /// What is trained.
@@ -139,14 +143,6 @@ impl Model {
     /// Gradients of zero.
     pub fn zero_gradients(&self) -> Gradients {
         self.parameters.zero_gradients()
-    }
-
-    /// Bytes of activations that one layer keeps for `n_tokens` tokens, where it is not run again.
-    pub fn layer_bytes(&self, n_tokens: usize) -> usize {
-        let c = &self.config;
-        let attention = 2 * c.q_dim() + 2 * c.kv_dim() + c.n_heads;
-        let experts = c.num_experts_per_tok * 2 * c.hidden_dim + c.num_experts;
-        n_tokens * (attention + experts + c.dim) * size_of::<f32>()
     }
 
     /// The loss of a batch, without learning from it.
@@ -228,7 +224,7 @@ impl Model {
         self.check(batch)?;
         let mut pass = Pass {
             pool: &self.pool,
-            checkpoint: &self.checkpoint,
+            checkpoint: self.checkpoint.as_deref(),
             parameters: &self.parameters,
             buffers: std::mem::take(&mut *self.lock_buffers()),
             adapter: adapter == AdapterUse::On,
@@ -264,7 +260,7 @@ impl Model {
         learn: Option<(Objective<'_>, &mut Gradients)>,
     ) -> LossReport {
         let batch = step.batch;
-        let layers_kept = options.kept_bytes / self.layer_bytes(batch.tokens().len()).max(1);
+        let layers_kept = options.kept_bytes / layer_bytes(&self.config, batch.tokens().len()).max(1);
         let kept = learn.is_some().then_some(layers_kept);
         let mut balance = Balance::new(self.config.num_experts, options.aux_coefficient);
         let mut x = self.embedding.forward(pass, batch);
@@ -425,6 +421,13 @@ impl Model {
             None => Ok(()),
         }
     }
+}
+
+/// Bytes of activations that one layer keeps for `n_tokens` tokens, where it is not run again.
+pub fn layer_bytes(config: &Config, n_tokens: usize) -> usize {
+    let attention = 2 * config.q_dim() + 2 * config.kv_dim() + config.n_heads;
+    let experts = config.num_experts_per_tok * 2 * config.hidden_dim + config.num_experts;
+    n_tokens * (attention + experts + config.dim) * size_of::<f32>()
 }
 
 /// A layer on the way back.

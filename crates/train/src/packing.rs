@@ -26,9 +26,34 @@ impl Order {
     /// The samples of a step, counted from 0 over all epochs.
     pub fn step(&self, step: u64) -> Vec<usize> {
         let (epoch, in_epoch) = (step / self.steps_per_epoch(), (step % self.steps_per_epoch()) as usize);
-        let order = self.epoch(epoch);
-        let first = in_epoch * self.per_step;
-        order[first..self.n_samples.min(first + self.per_step)].to_vec()
+        self.within(&self.epoch(epoch), in_epoch)
+    }
+
+    /// The samples of each of these steps.
+    pub fn steps(&self, steps: Range<u64>) -> impl Iterator<Item = Vec<usize>> {
+        let mut epoch = (u64::MAX, Vec::new());
+        steps.map(move |step| {
+            let (number, in_epoch) = (step / self.steps_per_epoch(), (step % self.steps_per_epoch()) as usize);
+            if epoch.0 != number {
+                epoch = (number, self.epoch(number));
+            }
+            self.within(&epoch.1, in_epoch)
+        })
+    }
+
+    /// The samples that the first steps come to, each once, in ascending order.
+    pub fn visited(&self, steps: u64) -> Vec<usize> {
+        if steps >= self.steps_per_epoch() {
+            return (0..self.n_samples).collect();
+        }
+        let mut visited: Vec<usize> = self.steps(0..steps).flatten().collect();
+        visited.sort_unstable();
+        visited
+    }
+
+    fn within(&self, epoch: &[usize], step: usize) -> Vec<usize> {
+        let first = step * self.per_step;
+        epoch[first..self.n_samples.min(first + self.per_step)].to_vec()
     }
 
     /// A permutation of all samples (Fisher and Yates).
@@ -76,6 +101,11 @@ mod tests {
             assert_eq!(epoch, (0..10).collect::<Vec<_>>());
         }
         assert_eq!(order.step(2).len(), 2);
+        assert!(order.steps(0..7).eq((0..7).map(|step| order.step(step))));
+        let mut two = [order.step(0), order.step(1)].concat();
+        two.sort();
+        assert_eq!(order.visited(2), two);
+        assert_eq!(order.visited(3), order.visited(100));
         assert_ne!(order.step(0), Order { seed: 4, ..order }.step(0));
     }
 

@@ -14,8 +14,9 @@ pub enum Task {
         pairs: Vec<PairSample>,
         /// The loss.
         loss: PreferenceOptions,
-        /// `[pairs]`: what the reference says of each better and worse answer; `None` to compare with nothing.
-        reference: Option<Vec<[f64; 2]>>,
+        /// `[pairs]`: what the reference says of each better and worse answer, of those pairs that steps come to; `None` to
+        /// compare with nothing.
+        reference: Option<Vec<Option<[f64; 2]>>>,
     },
 }
 
@@ -161,8 +162,9 @@ impl Task {
 }
 
 /// What the reference says of the answers of a pass: better, worse, better, …
-fn of_pass(reference: &Option<Vec<[f64; 2]>>, pass: &[usize]) -> Option<Vec<f64>> {
-    reference.as_ref().map(|reference| pass.iter().flat_map(|&i| reference[i]).collect())
+fn of_pass(reference: &Option<Vec<Option<[f64; 2]>>>, pass: &[usize]) -> Option<Vec<f64>> {
+    let asked = |i: usize| reference.as_ref()?[i];
+    reference.is_some().then(|| pass.iter().flat_map(|&i| asked(i).expect("every pair of a step was asked")).collect())
 }
 
 impl Outcome {
@@ -208,23 +210,29 @@ pub enum Failure {
     },
 }
 
-/// What the reference says of each pair: computed once, before training changes anything.
+/// What the reference says of the pairs of these indices, and `None` of the others: computed once, before training changes
+/// anything. `progress` is told how many of the indices are done.
 ///
 /// # Errors
 /// What the model says.
 pub fn reference(
     learner: &mut dyn Learner,
     pairs: &[PairSample],
+    indices: &[usize],
     pass_tokens: usize,
     mut progress: impl FnMut(usize),
-) -> Result<Vec<[f64; 2]>, String> {
-    let lengths: Vec<usize> = pairs.iter().map(|p| p.chosen.tokens.len() + p.rejected.tokens.len()).collect();
-    let mut found = Vec::with_capacity(pairs.len());
+) -> Result<Vec<Option<[f64; 2]>>, String> {
+    let length = |&i: &usize| pairs[i].chosen.tokens.len() + pairs[i].rejected.tokens.len();
+    let lengths: Vec<usize> = indices.iter().map(length).collect();
+    let mut found = vec![None; pairs.len()];
     for pass in packing::passes(&lengths, pass_tokens) {
-        let sequences = Sequences::of(pairs[pass].iter().flat_map(|pair| [&pair.chosen, &pair.rejected]));
+        let (done, indices) = (pass.end, &indices[pass]);
+        let sequences = Sequences::of(indices.iter().flat_map(|&i| [&pairs[i].chosen, &pairs[i].rejected]));
         let seen = learner.observe(&sequences)?;
-        found.extend(seen.log_probabilities.chunks_exact(2).map(|two| [two[0], two[1]]));
-        progress(found.len());
+        for (&i, two) in indices.iter().zip(seen.log_probabilities.chunks_exact(2)) {
+            found[i] = Some([two[0], two[1]]);
+        }
+        progress(done);
     }
     learner.free_memory();
     Ok(found)

@@ -181,7 +181,7 @@ fn preferences_are_learned() {
     let folder = tempfile::tempdir().unwrap();
     let Task::Preference { pairs, loss, .. } = pairs() else { unreachable!() };
     let mut model = Bigram::new();
-    let reference = crate::task::reference(&mut model, &pairs, 8, |_| ()).unwrap();
+    let reference = crate::task::reference(&mut model, &pairs, &[0, 1, 2, 3, 4], 8, |_| ()).unwrap();
     let task = Task::Preference { pairs, loss, reference: Some(reference) };
     let order = Order { n_samples: 5, per_step: 5, seed: 1 };
     let mut trainer = Trainer::new(Settings { order, ..settings(folder.path(), 60) }, &mut model, &task, None);

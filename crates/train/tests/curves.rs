@@ -139,7 +139,8 @@ fn preferences_are_learned_step_by_step_as_by_trl() {
     let steps: Vec<Vec<PairSample>> = curve.steps.iter().map(pairs).collect();
     let order = order(steps.len(), steps[0].len());
     let pairs = Curve::in_order(&order, steps);
-    let reference = Some(reference(&mut model, &pairs, 64, |_| ()).unwrap());
+    let all: Vec<usize> = (0..pairs.len()).collect();
+    let reference = Some(reference(&mut model, &pairs, &all, 64, |_| ()).unwrap());
     let task = Task::Preference { pairs, loss: PreferenceOptions::default(), reference };
     let reports = run(&mut model, &task, order, 0.02, &curve);
     assert_same(&curve, &reports, 0.02);

@@ -39,7 +39,8 @@ fn samples() -> Task {
 fn pairs() -> Task {
     let pair = |i| PairSample { chosen: sample(i, 20 + i, 9), rejected: sample(i + 50, 25, 9) };
     let pairs: Vec<_> = (0..5).map(pair).collect();
-    let reference = Some(reference(&mut model(|_| Trained::Nothing), &pairs, 64, |_| ()).unwrap());
+    let all: Vec<usize> = (0..pairs.len()).collect();
+    let reference = Some(reference(&mut model(|_| Trained::Nothing), &pairs, &all, 64, |_| ()).unwrap());
     Task::Preference { pairs, loss: PreferenceOptions::default(), reference }
 }
 

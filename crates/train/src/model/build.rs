@@ -2,9 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use octet_checkpoint::{Checkpoint, ExpertMatrix, LayerTensor, TensorName};
+use octet_checkpoint::{Checkpoint, ExpertMatrix, LayerTensor, Params, TensorName};
 use octet_kernels::{Rope, ThreadPool};
 use octet_model::{Adapter, Config, floats};
+
+use super::sketch::Blank;
 
 use super::{Model, Trained};
 use crate::attention::Attention;
@@ -21,16 +23,23 @@ impl Model {
     /// # Errors
     /// A tensor that cannot be read, a model that we do not run, or an adapter of another shape.
     pub fn new(checkpoint: Arc<Checkpoint>, threads: usize, trained: Trained) -> Result<Model, Error> {
-        let config = Config::new(checkpoint.params())?;
-        let adapter = match &trained {
+        let mut model = Model::build(Source::Files(&checkpoint), threads, &trained)?;
+        model.checkpoint = Some(checkpoint);
+        Ok(model)
+    }
+
+    /// The same, wherever the numbers come from.
+    pub(super) fn build(source: Source<'_>, threads: usize, trained: &Trained) -> Result<Model, Error> {
+        let config = Config::new(source.params())?;
+        let adapter = match trained {
             Trained::Adapter(adapter) => Some(adapter),
             Trained::All | Trained::Nothing => None,
         };
         if let Some(adapter) = adapter {
-            adapter.check(checkpoint.params())?;
+            adapter.check(source.params())?;
         }
-        let all = trained == Trained::All;
-        let mut builder = Builder { checkpoint: &checkpoint, adapter, all, parameters: Parameters::default() };
+        let all = *trained == Trained::All;
+        let mut builder = Builder { source, adapter, all, parameters: Parameters::default() };
         let embedding = builder.weight(TensorName::TokenEmbedding)?;
         let layers = (0..config.n_layers).map(|index| builder.layer(&config, index)).collect::<Result<_, _>>()?;
         let norm = builder.norm(TensorName::OutputNorm, &config)?;
@@ -46,7 +55,7 @@ impl Model {
             parameters,
             adapter: adapter.map(Adapter::without_numbers),
             buffers: Mutex::default(),
-            checkpoint,
+            checkpoint: None,
             config,
         })
     }
@@ -64,8 +73,39 @@ impl Model {
     }
 }
 
+/// Where a model's numbers come from.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    Files(&'a Checkpoint),
+    Blank(&'a Blank<'a>),
+}
+
+impl<'a> Source<'a> {
+    fn params(self) -> &'a Params {
+        match self {
+            Source::Files(checkpoint) => checkpoint.params(),
+            Source::Blank(blank) => blank.params,
+        }
+    }
+
+    fn frozen(self, name: TensorName) -> Result<Frozen, Error> {
+        match self {
+            Source::Files(checkpoint) => Frozen::new(checkpoint, name),
+            Source::Blank(blank) => Ok(blank.frozen(name)),
+        }
+    }
+
+    fn values(self, name: TensorName) -> Result<Vec<f32>, Error> {
+        let Source::Files(checkpoint) = self else { return Ok(Blank::values(name, self.params().shape(name))) };
+        let tensor = checkpoint.tensor(name)?;
+        let values = floats(&tensor, 0..tensor.rows());
+        tensor.forget_pages();
+        Ok(values)
+    }
+}
+
 struct Builder<'a> {
-    checkpoint: &'a Arc<Checkpoint>,
+    source: Source<'a>,
     adapter: Option<&'a Adapter>,
     all: bool,
     parameters: Parameters,
@@ -74,12 +114,9 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn weight(&mut self, name: TensorName) -> Result<Weight, Error> {
         if !self.all {
-            return Ok(Weight::Frozen(Frozen::new(self.checkpoint, name)?));
+            return Ok(Weight::Frozen(self.source.frozen(name)?));
         }
-        let tensor = self.checkpoint.tensor(name)?;
-        let values = floats(&tensor, 0..tensor.rows());
-        tensor.forget_pages();
-        let shape = [tensor.rows(), tensor.cols()];
+        let (values, shape) = (self.source.values(name)?, self.source.params().shape(name));
         Ok(Weight::Trained(self.parameters.add(Parameter { name: ParameterName::Weight(name), shape, values })))
     }
 
@@ -89,7 +126,7 @@ impl Builder<'_> {
     }
 
     fn with_lora(&mut self, name: TensorName, weight: Weight) -> Linear {
-        let [rows, cols] = self.checkpoint.params().shape(name);
+        let [rows, cols] = self.source.params().shape(name);
         let change = self.adapter.and_then(|adapter| Some((adapter, adapter.matrices.get(&name)?)));
         let lora = change.map(|(adapter, change)| {
             let (rank, scale) = (change.rank, change.scale);
@@ -103,12 +140,12 @@ impl Builder<'_> {
 
     /// A tied head shares the embedding's numbers, and their gradient.
     fn head(&mut self, embedding: &Weight) -> Result<Linear, Error> {
-        if !self.checkpoint.params().tied_embeddings {
+        if !self.source.params().tied_embeddings {
             return self.linear(TensorName::Output);
         }
         let weight = match embedding {
             Weight::Trained(index) => Weight::Trained(*index),
-            Weight::Frozen(_) => Weight::Frozen(Frozen::new(self.checkpoint, TensorName::TokenEmbedding)?),
+            Weight::Frozen(_) => Weight::Frozen(self.source.frozen(TensorName::TokenEmbedding)?),
         };
         Ok(self.with_lora(TensorName::Output, weight))
     }
