@@ -102,10 +102,11 @@ pub(crate) fn is_available() -> bool {
     *AVAILABLE.get_or_init(|| crate::amx::is_available() && has_bf16())
 }
 
-/// Whether a product is worth it: tiles that are mostly padding are not.
-pub(crate) fn suits(m: usize, n: usize, k: usize, strides: [usize; 4]) -> bool {
+/// Whether a product is worth it: tiles that are mostly padding are not, unless `b` would have to be turned into floats first.
+pub(crate) fn suits([m, n, k]: [usize; 3], strides: [usize; 4], b_is_bf16: bool) -> bool {
     let [a_line, a_k, b_line, b_k] = strides;
-    m.min(n) >= LINES && k >= LINES && (a_line == 1 || a_k == 1) && (b_line == 1 || b_k == 1)
+    let is_large = n.min(k) >= LINES && (b_is_bf16 || m >= LINES);
+    is_large && (a_line == 1 || a_k == 1) && (b_line == 1 || b_k == 1)
 }
 
 /// `y [a.lines, b.lines]` (+)= `scale · Σ_k a b`.

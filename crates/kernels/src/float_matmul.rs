@@ -254,7 +254,11 @@ unsafe fn product(a: &FloatMatrix<'_>, b: &FloatMatrix<'_>, scale: f32, target: 
     let (a_values, [a_row, a_col]) = a.in_f32(a_copy);
     #[cfg(target_arch = "x86_64")]
     if amx_floats::is_available()
-        && amx_floats::suits(a.rows, b.cols, a.cols, [a_row, a_col, b.col_stride, b.row_stride])
+        && amx_floats::suits(
+            [a.rows, b.cols, a.cols],
+            [a_row, a_col, b.col_stride, b.row_stride],
+            matches!(b.values, Values::Bf16(_)),
+        )
     {
         use amx_floats::{Lines, Right};
         let left = Lines { values: a_values.as_ptr(), lines: a.rows, line_stride: a_row, k_stride: a_col };
@@ -372,26 +376,30 @@ mod tests {
         }
     }
 
-    /// As it lies, or as floats: the same bits, whichever way it is turned, and also in products too small for AMX. (Over more
-    /// than 256 of k AMX adds up in another order.)
+    /// As it lies, or as floats: the same bits, whichever way it is turned, and also in products too narrow for AMX. (Over more
+    /// than 256 of k AMX adds up in another order; of fewer than 16 rows it multiplies bf16 alone, so there are 16 of them here
+    /// of which those are compared.)
     #[test]
     fn bf16_gives_the_bits_of_its_floats() {
         let pool = ThreadPool::new(2);
-        for (m, n, k) in [(16, 16, 16), (5, 70, 33), (40, 600, 65), (70, 49, 256), (0, 3, 4), (3, 2, 0)] {
-            let a = numbers(m * k, 1);
+        for (m, n, k) in [(16, 16, 16), (5, 70, 33), (40, 600, 65), (70, 49, 256), (9, 7, 100), (0, 3, 4), (3, 2, 0)] {
+            let rows = m.max(16);
+            let a = numbers(rows * k, 1);
             for is_turned in [false, true] {
                 let cut: Vec<u16> = numbers(k * n, 2).iter().map(|x| (x.to_bits() >> 16) as u16).collect();
                 let floats: Vec<f32> = cut.iter().map(|&bits| f32::from_bits(u32::from(bits) << 16)).collect();
                 // One byte too far, as nothing is promised of addresses in files.
                 let bytes: Vec<u8> = std::iter::once(0).chain(cut.iter().flat_map(|bits| bits.to_le_bytes())).collect();
                 let cols = if is_turned { k } else { n };
-                let results = [FloatMatrix::new(&floats, cols), FloatMatrix::bf16(&bytes[1..], cols)].map(|b| {
-                    let mut y = vec![0.0; m * n];
+                let matrices = [(FloatMatrix::new(&floats, cols), rows), (FloatMatrix::bf16(&bytes[1..], cols), m)];
+                let results = matrices.map(|(b, m_of_a)| {
+                    let mut y = vec![0.0; m_of_a * n];
                     let b = if is_turned { b.transposed() } else { b };
-                    let a = FloatMatrix::strided(&a, m, k, k);
+                    let a = FloatMatrix::strided(&a, m_of_a, k, k);
                     if b.rows == k && b.cols == n {
-                        float_matmul(&pool, a, b, 1.0, Target::Fresh, FloatMatrixMut::strided(&mut y, m, n, n));
+                        float_matmul(&pool, a, b, 1.0, Target::Fresh, FloatMatrixMut::strided(&mut y, m_of_a, n, n));
                     }
+                    y.truncate(m * n);
                     y
                 });
                 assert_eq!(results[0], results[1], "{m} {n} {k} {is_turned}");

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use octet_kernels::gradients::{dot, for_each_rows, for_each_rows_of_two, swiglu_gradient};
+use octet_kernels::gradients::{dot, for_each_rows, for_each_rows_of, swiglu_gradient};
 use octet_kernels::{Target, swiglu};
 use octet_model::Routing;
 
@@ -148,8 +148,12 @@ pub(crate) fn backward(
     let ExpertActivations { places, mut gate, mut up } = kept;
     let n = places.choices.len();
     let mut d_answers = places.gather(pass, d_out, dim, k);
-    let gathered = places.gather(pass, x, dim, k);
-    let [mut hidden, mut d_hidden] = [(); 2].map(|()| pass.buffers.take(n * hidden_dim));
+    // What only trained matrices want is not written down otherwise.
+    let wants_inputs = experts.iter().any(|expert| expert.w1.is_trained() || expert.w3.is_trained());
+    let wants_hidden = experts.iter().any(|expert| expert.w2.is_trained());
+    let gathered = wants_inputs.then(|| places.gather(pass, x, dim, k));
+    let mut d_hidden = pass.buffers.take(n * hidden_dim);
+    let mut hidden = pass.buffers.take(if wants_hidden { n * hidden_dim } else { 0 });
     let (mut d_gathered, mut d_of_places) = (pass.buffers.take(n * dim), vec![0.0; n]);
     for (index, expert) in experts.iter().enumerate() {
         let own = places.of_expert(index);
@@ -158,38 +162,58 @@ pub(crate) fn backward(
             continue;
         }
         let (wide, narrow) = (at(hidden_dim), at(dim));
-        swiglu_rows(pass, &gate[wide.clone()], &up[wide.clone()], hidden_dim, &mut hidden[wide.clone()]);
         expert.w2.input_gradient(pass, &d_answers[narrow.clone()], Target::Fresh, &mut d_hidden[wide.clone()]);
-        // An answer's weight has the gradient d_out·answer, which is d_hidden·hidden: so answers need not be kept.
-        let weight = |place: usize| routing.weights[places.choices[place] as usize];
-        let both = [&mut d_hidden[wide.clone()], &mut d_of_places[own.clone()]];
-        for_each_rows_of_two(pass.pool, both, [hidden_dim, 1], ROWS_AT_ONCE, |first, rows, d_weights| {
-            for (i, (row, d_weight)) in rows.chunks_exact_mut(hidden_dim).zip(d_weights).enumerate() {
-                let place = own.start + first + i;
-                *d_weight = dot(row, &hidden[place * hidden_dim..][..hidden_dim]);
-                row.iter_mut().for_each(|d| *d *= weight(place));
+        let weights: Vec<f32> =
+            places.choices[own.clone()].iter().map(|&choice| routing.weights[choice as usize]).collect();
+        let (hidden_width, hidden_part) = if wants_hidden { (hidden_dim, wide.clone()) } else { (0, 0..0) };
+        let results = [
+            &mut gate[wide.clone()],
+            &mut up[wide.clone()],
+            &mut d_hidden[wide.clone()],
+            &mut d_of_places[own.clone()],
+            &mut hidden[hidden_part],
+        ];
+        let widths = [hidden_dim, hidden_dim, hidden_dim, 1, hidden_width];
+        for_each_rows_of(pass.pool, results, widths, ROWS_AT_ONCE, |first, [gate, up, d_hidden, d_weights, hidden]| {
+            let mut scratch = vec![0.0; hidden_dim];
+            for (i, d_weight) in d_weights.iter_mut().enumerate() {
+                let at = i * hidden_dim..(i + 1) * hidden_dim;
+                let hidden = if wants_hidden { &mut hidden[at.clone()] } else { &mut scratch[..] };
+                let given = [&mut gate[at.clone()], &mut up[at.clone()], &mut d_hidden[at]];
+                *d_weight = middle_gradient(given, weights[first + i], hidden);
             }
         });
         if expert.w2.is_trained() {
             for_each_rows(pass.pool, &mut d_answers[narrow.clone()], dim, ROWS_AT_ONCE, |first, rows| {
                 for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
-                    row.iter_mut().for_each(|d| *d *= weight(own.start + first + i));
+                    row.iter_mut().for_each(|d| *d *= weights[first + i]);
                 }
             });
             expert.w2.weight_gradient(pass, &hidden[wide.clone()], &d_answers[narrow.clone()], gradients);
         }
-        let both = [&mut gate[wide.clone()], &mut up[wide.clone()]];
-        for_each_rows_of_two(pass.pool, both, [hidden_dim; 2], ROWS_AT_ONCE, |first, gate, up| {
-            swiglu_gradient(gate, up, &d_hidden[wide.start + first * hidden_dim..][..gate.len()]);
-        });
         for (w, d_y, target) in [(&expert.w1, &gate, Target::Fresh), (&expert.w3, &up, Target::Sum)] {
-            let given = (&gathered[narrow.clone()], &d_y[wide.clone()]);
-            w.backward(pass, given, target, &mut d_gathered[narrow.clone()], gradients);
+            let (d_y, d_x) = (&d_y[wide.clone()], &mut d_gathered[narrow.clone()]);
+            match &gathered {
+                Some(gathered) => w.backward(pass, (&gathered[narrow.clone()], d_y), target, d_x, gradients),
+                None => w.input_gradient(pass, d_y, target, d_x),
+            }
         }
     }
     places.scatter(pass, &d_gathered, None, (k, dim), Target::Fresh, d_x);
-    [d_answers, gathered, hidden, d_hidden, d_gathered, gate, up].into_iter().for_each(|x| pass.buffers.give(x));
+    let used = [d_answers, hidden, d_hidden, d_gathered, gate, up].into_iter().chain(gathered);
+    used.for_each(|x| pass.buffers.give(x));
     places.places.iter().map(|&place| d_of_places[place as usize]).collect()
+}
+
+/// One token's way back through `hidden = silu(gate) ⊙ up`, whose answer counts `weight`: makes `hidden`, replaces gate and up by
+/// their gradients and gives the weight's. `d_hidden` is that of a weight of 1.
+fn middle_gradient([gate, up, d_hidden]: [&mut [f32]; 3], weight: f32, hidden: &mut [f32]) -> f32 {
+    swiglu(gate, up, hidden);
+    // The weight's gradient is d_out·answer, which is d_hidden·hidden: so answers need not be kept.
+    let d_weight = dot(d_hidden, hidden);
+    d_hidden.iter_mut().for_each(|d| *d *= weight);
+    swiglu_gradient(gate, up, d_hidden);
+    d_weight
 }
 
 fn swiglu_rows(pass: &Pass<'_>, gate: &[f32], up: &[f32], hidden_dim: usize, hidden: &mut [f32]) {

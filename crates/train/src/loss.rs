@@ -1,7 +1,7 @@
 //! The output head and cross-entropy, a block of rows at a time: the logits of a long batch are never there at once.
 
 use octet_kernels::Target;
-use octet_kernels::gradients::{cross_entropy, for_each_rows_of_two};
+use octet_kernels::gradients::{cross_entropy, for_each_rows_of};
 
 use crate::linear::{Linear, Pass};
 use crate::{Batch, Gradients};
@@ -39,7 +39,7 @@ pub(crate) fn log_probabilities(
         head.forward(pass, &inputs, &mut logits);
         let weights = learn.as_ref().map(|(weights, ..)| &weights[rows.clone()]);
         let both = [&mut logits[..], &mut log_p[rows.clone()]];
-        for_each_rows_of_two(pass.pool, both, [vocab_size, 1], 4, |first, logits, log_p| {
+        for_each_rows_of(pass.pool, both, [vocab_size, 1], 4, |first, [logits, log_p]| {
             for (i, (logits, log_p)) in logits.chunks_exact_mut(vocab_size).zip(log_p).enumerate() {
                 let weight = weights.map_or(0.0, |w| w[first + i]);
                 *log_p = cross_entropy(logits, block[first + i].1 as usize, weight);

@@ -11,5 +11,5 @@ mod swiglu;
 pub use attention::{SampleAttention, SampleShape};
 pub use cross_entropy::cross_entropy;
 pub use rms_norm::rms_norm_gradient;
-pub use rows::{dot, for_each_rows, for_each_rows_of_two};
+pub use rows::{dot, for_each_rows, for_each_rows_of};
 pub use swiglu::swiglu_gradient;

@@ -12,29 +12,28 @@ pub fn for_each_rows(
     at_once: usize,
     fill: impl Fn(usize, &mut [f32]) + Sync,
 ) {
-    for_each_rows_of_two(pool, [out, &mut []], [cols, 0], at_once, |first, rows, _| fill(first, rows));
+    for_each_rows_of(pool, [out], [cols], at_once, |first, [rows]| fill(first, rows));
 }
 
-/// The same for two results of as many rows, `[rows, cols[0]]` and `[rows, cols[1]]`.
+/// The same for several results of as many rows, each `[rows, its cols]`.
 ///
 /// # Panics
-/// If the results are no whole number of rows.
-pub fn for_each_rows_of_two(
+/// If the results are no whole number of rows, or not all of as many.
+pub fn for_each_rows_of<const N: usize>(
     pool: &ThreadPool,
-    [first, second]: [&mut [f32]; 2],
-    cols: [usize; 2],
+    results: [&mut [f32]; N],
+    cols: [usize; N],
     at_once: usize,
-    fill: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+    fill: impl Fn(usize, [&mut [f32]; N]) + Sync,
 ) {
-    let rows = first.len().checked_div(cols[0]).unwrap_or(0);
-    assert!(first.len() == rows * cols[0] && second.len() == rows * cols[1], "whole rows");
-    let (first, second) = (SharedSlice::new(first), SharedSlice::new(second));
+    let rows = results.first().map_or(0, |first| first.len().checked_div(cols[0]).unwrap_or(0));
+    assert!(results.iter().zip(cols).all(|(result, cols)| result.len() == rows * cols), "whole rows, as many of each");
+    let results = results.map(SharedSlice::new);
     pool.run(rows.div_ceil(at_once.max(1)), &|item, _| {
         let start = item * at_once;
         let n = at_once.min(rows - start);
         // SAFETY: every row belongs to one item.
-        let (a, b) = unsafe { (first.part(start * cols[0], n * cols[0]), second.part(start * cols[1], n * cols[1])) };
-        fill(start, a, b);
+        fill(start, std::array::from_fn(|i| unsafe { results[i].part(start * cols[i], n * cols[i]) }));
     });
 }
 
