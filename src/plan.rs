@@ -126,6 +126,7 @@ pub fn report_of(request: serde_json::Value) -> anyhow::Result<serde_json::Value
         context: Option<u32>,
         kv: Option<String>,
         users: Option<u32>,
+        tuning: Option<tune::Asked>,
     }
     if request.is_null() {
         let mixes: Vec<&str> = Mix::all().map(Mix::name).collect();
@@ -140,7 +141,7 @@ pub fn report_of(request: serde_json::Value) -> anyhow::Result<serde_json::Value
         users: asked.users.unwrap_or(1).clamp(1, 4096),
         threads: None,
         json: true,
-        tuning: TuneOptions::default(),
+        tuning: asked.tuning.map_or_else(|| Ok(TuneOptions::default()), TuneOptions::try_from).map_err(wrong)?,
         model: asked.model,
     };
     let read = read(&args.model)?;
@@ -381,4 +382,28 @@ fn describe(report: &Report) -> String {
         line("for", tuning.describe_time());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tuning_is_planned_where_a_request_asks_for_it() {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mixtral-8x2");
+        let plain = report_of(json!({"model": model, "context": 64})).unwrap();
+        assert!(plain.get("tuning").is_none(), "{plain}");
+        let tuning = json!({"tokens": 1000, "length": 50, "batch": 10, "targets": ["attention"]});
+        let report = report_of(json!({"model": model, "context": 64, "tuning": tuning})).unwrap();
+        assert_eq!((&report["tuning"]["steps"], &report["tuning"]["tokens"]), (&json!(2), &json!(1000)), "{report}");
+        assert!(report["tuning"]["seconds"].as_f64().unwrap() > 0.0, "{report}");
+        for (wrong, named) in [
+            (json!({"tokens": 1000, "lenght": 50}), "lenght"),
+            (json!({"all": true}), "tokens"),
+            (json!({"tokens": 1000, "rank": 5000}), "4096"),
+        ] {
+            let error = report_of(json!({"model": model, "context": 64, "tuning": wrong})).unwrap_err();
+            assert!(format!("{error:#}").contains(named), "{error:#}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! What a run will take, told before it starts: memory from the shapes, time from a short measurement of this machine.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use octet_checkpoint::{ElementType, Params, TensorName};
@@ -106,6 +107,9 @@ impl Run<'_> {
         if memory.is_some_and(|memory| room::needed_bytes(&few, pass) > memory.available) {
             return Ok(None);
         }
+        // A server may be asked by several at once: each would take memory, and measure the others.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let threads = self.threads.unwrap_or_else(octet_train::Model::default_threads);
         let sketch = Sketch::new(self.params, self.element_type, self.lora.as_ref(), threads)?;
         let trains_head = self.lora.as_ref().is_none_or(|l| l.targets.contains(&octet_model::LoraTarget::Head));

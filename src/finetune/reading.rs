@@ -59,7 +59,10 @@ pub fn reading(args: &Args, run: &Run<'_>, method: Method, samples: &Samples, he
     reading
 }
 
-/// Whole epochs like the first one, and the steps that are left: another order cuts about as many passes.
+/// Samples that are gone through one by one; of longer runs the first epoch stands for the others.
+const EXACT: u64 = 1_000_000;
+
+/// All passes of the run's steps.
 fn learned(run: &Run<'_>, order: &Order, steps: u64, units: &[Unit]) -> Passes {
     let sum = |steps: Range<u64>| {
         let mut passes = Passes::default();
@@ -69,9 +72,12 @@ fn learned(run: &Run<'_>, order: &Order, steps: u64, units: &[Unit]) -> Passes {
         }
         passes
     };
+    if steps.saturating_mul(order.per_step as u64) <= EXACT {
+        return sum(0..steps);
+    }
     let epochs = steps / order.steps_per_epoch();
-    let whole = if epochs > 0 { sum(0..order.steps_per_epoch()).times(epochs) } else { Passes::default() };
-    let rest = sum(epochs * order.steps_per_epoch()..steps);
+    let whole = sum(0..order.steps_per_epoch().min(steps)).times(epochs.max(1));
+    let rest = if epochs > 0 { sum(epochs * order.steps_per_epoch()..steps) } else { Passes::default() };
     Passes { longest: longest_pass(units, order.per_step, run.pass_tokens), ..whole.and(rest) }
 }
 
@@ -107,6 +113,30 @@ fn sequence_tokens(sequences: &[&Sample]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_runs_are_like_their_first_epoch() {
+        let params = crate::synth::params_of("mixtral-8x7b").unwrap();
+        let element_type = |_| ElementType::BF16;
+        let run = Run {
+            params: &params,
+            element_type: &element_type,
+            lora: None,
+            keep_bytes: 0,
+            pass_tokens: 100,
+            threads: None,
+        };
+        let units: Vec<Unit> = (0..10).map(|i| Unit { tokens: 10 + i, learned: 1 }).collect();
+        let order = Order { n_samples: 10, per_step: 3, seed: 1 };
+        let exact = learned(&run, &order, 7, &units);
+        let tokens: usize = order.steps(0..7).flatten().map(|index| units[index].tokens).sum();
+        assert_eq!((exact.tokens, exact.count), (tokens as u64, 7));
+        assert!(exact.longest <= longest_pass(&units, 3, 100));
+        let long = learned(&run, &order, 4_000_001, &units);
+        let first = order.steps(4_000_000..4_000_001).flatten().map(|index| units[index].tokens).sum::<usize>();
+        assert_eq!((long.tokens, long.count), (145_000_000 + first as u64, 4_000_001));
+        assert_eq!(long.longest, 54, "19 + 18 + 17, in whatever order");
+    }
 
     #[test]
     fn no_pass_is_longer_than_the_longest() {

@@ -8,7 +8,7 @@ use crate::finetune::forecast::{Forecast, Reading, Run};
 use crate::machine::Memory;
 
 /// The run that is meant.
-#[derive(clap::Args)]
+#[derive(clap::Args, Debug, PartialEq)]
 #[command(next_help_heading = "Fine-tuning")]
 pub struct TuneOptions {
     /// Predict memory and time of `octet finetune` on so many tokens, such as 500k or 2M, all epochs together
@@ -18,7 +18,7 @@ pub struct TuneOptions {
     #[arg(long, requires = "tune", conflicts_with_all = ["rank", "targets"])]
     all: bool,
     /// Rank of the adapter's matrices
-    #[arg(long, value_name = "R", requires = "tune", default_value_t = 16)]
+    #[arg(long, value_name = "R", requires = "tune", default_value_t = 16, value_parser = at_least_one)]
     rank: usize,
     /// What the adapter changes, of attention, experts, router and head
     #[arg(long, value_name = "LIST", requires = "tune", value_delimiter = ',', default_value = "attention,experts",
@@ -37,18 +37,63 @@ pub struct TuneOptions {
     #[arg(long, value_name = "N", requires = "tune", default_value_t = 2048, value_parser = at_least_one)]
     pass_tokens: usize,
     /// Activations that are kept for the way back, in MiB
-    #[arg(long, value_name = "MIB", requires = "tune", default_value_t = 1024)]
+    #[arg(long, value_name = "MIB", requires = "tune", default_value_t = 1024, value_parser = at_least_one)]
     keep: usize,
+}
+
+/// The same as JSON; what is left out is as on the command line.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    tokens: u64,
+    all: Option<bool>,
+    rank: Option<usize>,
+    targets: Option<Vec<String>>,
+    dpo: Option<bool>,
+    length: Option<usize>,
+    batch: Option<usize>,
+    pass_tokens: Option<usize>,
+    keep: Option<usize>,
 }
 
 impl Default for TuneOptions {
     fn default() -> TuneOptions {
-        #[derive(clap::Parser)]
-        struct Alone {
-            #[command(flatten)]
-            options: TuneOptions,
+        TuneOptions {
+            tune: None,
+            all: false,
+            rank: 16,
+            targets: vec![LoraTarget::Attention, LoraTarget::Experts],
+            dpo: false,
+            length: 512,
+            batch: 16,
+            pass_tokens: 2048,
+            keep: 1024,
         }
-        <Alone as clap::Parser>::parse_from([""]).options
+    }
+}
+
+impl TryFrom<Asked> for TuneOptions {
+    type Error = String;
+
+    fn try_from(asked: Asked) -> Result<TuneOptions, String> {
+        let usual = TuneOptions::default();
+        let sized = |name: &str, value: Option<usize>, usual: usize| match value {
+            Some(1..=1_000_000) => Ok(value.unwrap_or(usual)),
+            None => Ok(usual),
+            Some(other) => Err(format!("tuning.{name} is {other}; it has to be from 1 to 1000000")),
+        };
+        let targets = asked.targets.map(|names| names.iter().map(|name| crate::finetune::target(name)).collect());
+        Ok(TuneOptions {
+            tune: Some(tokens(&asked.tokens.to_string()).map_err(|problem| format!("tuning.tokens: {problem}"))?),
+            all: asked.all.unwrap_or(usual.all),
+            rank: sized("rank", asked.rank, usual.rank)?,
+            targets: targets.transpose()?.unwrap_or(usual.targets),
+            dpo: asked.dpo.unwrap_or(usual.dpo),
+            length: sized("length", asked.length, usual.length)?,
+            batch: sized("batch", asked.batch, usual.batch)?,
+            pass_tokens: sized("pass_tokens", asked.pass_tokens, usual.pass_tokens)?,
+            keep: sized("keep", asked.keep, usual.keep)?,
+        })
     }
 }
 
@@ -121,6 +166,30 @@ mod tests {
         assert_eq!(["7", "500k", "2M", "1.5G"].map(tokens), [7, 500_000, 2_000_000, 1_500_000_000].map(Ok));
         for wrong in ["", "k", "0", "-3", "2 M", "many", "1e99G", "NaN"] {
             assert!(tokens(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_json_leaves_out_is_as_on_the_command_line() {
+        #[derive(clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            options: TuneOptions,
+        }
+        let asked = |text: &str| TuneOptions::try_from(serde_json::from_str::<Asked>(text).unwrap());
+        let typed = |words: &[&str]| <Alone as clap::Parser>::parse_from([&["plan"], words].concat()).options;
+        assert_eq!(typed(&[]), TuneOptions::default());
+        assert_eq!(asked(r#"{"tokens": 2000000}"#), Ok(typed(&["--tune", "2M"])));
+        let words = ["--tune", "500", "--rank", "4", "--targets", "router", "--dpo", "--batch", "2"];
+        let text = r#"{"tokens": 500, "rank": 4, "targets": ["router"], "dpo": true, "batch": 2}"#;
+        assert_eq!(asked(text), Ok(typed(&words)));
+        for (wrong, named) in [
+            (r#"{"tokens": 0}"#, "tuning.tokens"),
+            (r#"{"tokens": 1, "batch": 0}"#, "tuning.batch"),
+            (r#"{"tokens": 1, "keep": 99999999999}"#, "tuning.keep"),
+            (r#"{"tokens": 1, "targets": ["heart"]}"#, "attention"),
+        ] {
+            assert!(asked(wrong).unwrap_err().contains(named), "{wrong}");
         }
     }
 

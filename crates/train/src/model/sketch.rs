@@ -136,7 +136,9 @@ impl Sketch {
     pub fn pace(mut self, tokens: usize, sample: usize) -> Pace {
         let config = &self.model.config;
         let expert = 3 * config.dim * config.hidden_dim;
-        let layer = 2 * config.dim * (config.q_dim() + config.kv_dim()) + config.num_experts_per_tok * expert;
+        let layer = 2 * config.dim * (config.q_dim() + config.kv_dim())
+            + config.num_experts_per_tok * expert
+            + config.q_dim() * sample;
         let head = config.dim * config.vocab_size;
         let fitting = |weights: usize| (MULTIPLY_ADDS / weights).clamp(TOKENS / 2, MULTIPLY_ADDS).min(tokens).max(2);
         let (wide, read) = (fitting(layer * self.model.layers.len()), fitting(head));
