@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use anyhow::bail;
+use octet_model::Config;
+use octet_train::layer_bytes;
 
 use super::Args;
 use super::data::Samples;
@@ -73,14 +75,14 @@ fn weights_bytes(run: &Run<'_>) -> u64 {
     frozen + run.trained() * TRAINED_BYTES
 }
 
-/// What passes through the model: the stream at every layer, one layer's activations and their gradients, and the layers
-/// that are kept.
+/// What passes through the model: the stream at every layer, the layers whose activations are kept (one is there at any
+/// time), and what the way back through an expert takes: its hidden rows and their gradient, its inputs and answers.
 fn pass_bytes(run: &Run<'_>, tokens: usize) -> u64 {
     let params = run.params;
     let per_token = params.moe.map_or(1, |moe| moe.num_experts_per_tok);
-    let attention = 2 * (params.n_heads + params.n_kv_heads) * params.head_dim;
-    let layer = attention + per_token * (2 * params.hidden_dim + params.dim) + params.dim;
+    let kept = params.n_layers.saturating_sub(run.layers_again(tokens)).max(1);
+    let layer = Config::new(params).map_or(0, |config| layer_bytes(&config, tokens));
     let streams = (params.n_layers + 6) * params.dim;
-    let all_layers = 4 * (tokens * layer * params.n_layers) as u64;
-    FIXED_BYTES + 4 * (tokens * (streams + 3 * layer)) as u64 + (run.keep_bytes as u64).min(all_layers)
+    let expert = per_token * (2 * params.hidden_dim + 3 * params.dim);
+    FIXED_BYTES + (kept * layer + 4 * tokens * (streams + expert)) as u64
 }

@@ -12,17 +12,26 @@ pub(crate) struct Buffers {
     tokens: usize,
     /// Tokens that there is room for.
     largest: usize,
+    /// Tokens of the longest pass so far.
+    longest: usize,
 }
 
 impl Buffers {
     /// Begins a pass of `tokens` tokens.
     pub(crate) fn begin(&mut self, tokens: usize) {
         self.tokens = tokens;
+        self.longest = self.longest.max(tokens);
         if tokens > self.largest {
             // A little more, so that a slightly longer pass does not begin anew.
             self.largest = tokens + tokens / 8;
             self.free.clear();
         }
+    }
+
+    /// Tokens of the longest pass so far. What a shorter one may keep is reckoned by it: arrays have been written to that
+    /// far, so a short pass that kept more of them would take more memory than the longest.
+    pub(crate) fn longest(&self) -> usize {
+        self.longest
     }
 
     /// An array of `len` numbers, of any value.

@@ -260,7 +260,7 @@ impl Model {
         learn: Option<(Objective<'_>, &mut Gradients)>,
     ) -> LossReport {
         let batch = step.batch;
-        let layers_kept = options.kept_bytes / layer_bytes(&self.config, batch.tokens().len()).max(1);
+        let layers_kept = options.kept_bytes / layer_bytes(&self.config, pass.buffers.longest()).max(1);
         let kept = learn.is_some().then_some(layers_kept);
         let mut balance = Balance::new(self.config.num_experts, options.aux_coefficient);
         let mut x = self.embedding.forward(pass, batch);
