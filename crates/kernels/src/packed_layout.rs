@@ -61,7 +61,7 @@ pub(crate) fn pack_tile(kind: ElementType, rows: &[u8], row_bytes: usize, at: us
         Q5_0 => out.scaled_blocks(kind.block_bytes(), 1, FifthBits::Present, cols / GROUP),
         Q5_1 => out.scaled_blocks(kind.block_bytes(), 2, FifthBits::Present, cols / GROUP),
         Q2_K => {
-            out.halves(80, 2);
+            out.halves::<2>(80);
             out.interleave::<4>(0, 4);
             out.interleave::<4>(16, 16);
         }
@@ -69,23 +69,23 @@ pub(crate) fn pack_tile(kind: ElementType, rows: &[u8], row_bytes: usize, at: us
             out.interleave::<4>(96, 3);
             out.interleave::<4>(0, 8);
             out.interleave::<4>(32, 16);
-            out.halves(108, 1);
+            out.halves::<1>(108);
         }
         Q4_K => {
-            out.halves(0, 2);
+            out.halves::<2>(0);
             out.interleave::<4>(4, 35);
         }
         Q5_K => {
-            out.halves(0, 2);
+            out.halves::<2>(0);
             out.interleave::<4>(4, 43);
         }
         Q6_K => {
             out.interleave::<4>(192, 4);
             out.interleave::<4>(0, 48);
-            out.halves(208, 1);
+            out.halves::<1>(208);
         }
         IQ4_XS => {
-            out.halves(0, 2);
+            out.halves::<2>(0);
             out.interleave::<4>(4, 33);
         }
         IQ3_XXS | IQ3_S | IQ2_XXS | IQ2_XS | IQ2_S => {
@@ -130,15 +130,18 @@ impl Sections<'_, '_> {
         self.tile = rest;
     }
 
-    /// `count` 16-bit numbers from byte `from`.
-    fn halves(&mut self, from: usize, count: usize) {
-        self.interleave::<2>(from, count);
+    /// `COUNT` 16-bit numbers from byte `from`.
+    fn halves<const COUNT: usize>(&mut self, from: usize) {
+        let tile = std::mem::take(&mut self.tile);
+        let (here, rest) = tile.split_at_mut(COUNT * 2 * ROWS);
+        interleave::halves::<COUNT>(self.blocks.map(|block| &block[from..][..2 * COUNT]), here);
+        self.tile = rest;
     }
 
     /// Blocks of 32 that hold `floats` float16 (a scale, a minimum), perhaps fifth bits, and codes.
     fn scaled_blocks(&mut self, block_bytes: usize, floats: usize, fifth: FifthBits, groups: usize) {
         for float in 0..floats {
-            (0..groups).for_each(|group| self.halves(group * block_bytes + 2 * float, 1));
+            (0..groups).for_each(|group| self.halves::<1>(group * block_bytes + 2 * float));
         }
         let mut codes_at = 2 * floats;
         if fifth == FifthBits::Present {
