@@ -65,7 +65,7 @@ impl Unsettled {
     /// If there is not enough memory.
     pub fn settle(&self, stop: &AtomicBool) {
         let (shape, Some(source)) = (&self.shape, &self.store.source) else { return };
-        if self.store.packed.get().is_some() {
+        if self.store.packed.get().is_some() || stop.load(Ordering::Relaxed) {
             return;
         }
         let mut bytes = WeightBytes::zeroed(shape.bytes());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use octet_checkpoint::Checkpoint;
 use octet_kernels::Unsettled;
 
-use crate::weights::forget_pages;
+use crate::weights::{Share, forget_pages};
 
 /// How long packing waits for the model's first answer, which it would hold up.
 const HEAD_START: Duration = Duration::from_millis(500);
@@ -19,6 +19,7 @@ pub(crate) struct Packer {
     /// Whether the thread need not wait any longer.
     begun: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
+    checkpoint: Arc<Checkpoint>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -30,18 +31,20 @@ impl Packer {
     pub(crate) fn start(matrices: Vec<Unsettled>, checkpoint: Arc<Checkpoint>) -> Packer {
         let (begun, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let thread = (!matrices.is_empty()).then(|| {
-            let (begun, stop) = (Arc::clone(&begun), Arc::clone(&stop));
+            let (begun, stop, of_thread) = (Arc::clone(&begun), Arc::clone(&stop), Arc::clone(&checkpoint));
             let work = move || {
                 if !begun.load(Ordering::Acquire) {
                     std::thread::park_timeout(HEAD_START);
                 }
                 matrices.iter().for_each(|matrix| matrix.settle(&stop));
-                forget_pages(&checkpoint);
+                // Whoever stops this does the other half.
+                let share = if stop.load(Ordering::Relaxed) { Share::Even } else { Share::All };
+                forget_pages(&of_thread, share);
             };
             let named = std::thread::Builder::new().name("octet-packer".into());
             named.spawn(work).unwrap_or_else(|e| panic!("the system gives no thread for packing weights: {e}"))
         });
-        Packer { begun, stop, thread: Mutex::new(thread) }
+        Packer { begun, stop, checkpoint, thread: Mutex::new(thread) }
     }
 
     /// Begins to pack if it has not: the first answer is there.
@@ -67,6 +70,12 @@ impl Packer {
 impl Drop for Packer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.begin();
+        // Unmapping a file that was read costs a tenth of what one answer does; two threads share it.
+        let is_packing = self.thread.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if is_packing {
+            forget_pages(&self.checkpoint, Share::Odd);
+        }
         self.wait();
     }
 }

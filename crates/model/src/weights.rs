@@ -41,14 +41,28 @@ pub(crate) fn load(
     let output = loader.head()?;
     if loader.unsettled.is_empty() {
         // Once more for all: reading a tensor maps pages around it too, of neighbours that were let go before.
-        forget_pages(checkpoint);
+        forget_pages(checkpoint, Share::All);
     }
     Ok(Weights { layers, norm, output, unsettled: loader.unsettled })
 }
 
-/// Lets go of the pages of all tensors.
-pub(crate) fn forget_pages(checkpoint: &Checkpoint) {
-    checkpoint.params().tensors().filter_map(|name| checkpoint.find(name)).for_each(|tensor| tensor.forget_pages());
+/// Which tensors are meant, so that two threads can share them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Share {
+    All,
+    Even,
+    Odd,
+}
+
+/// Lets go of the pages of tensors.
+pub(crate) fn forget_pages(checkpoint: &Checkpoint, share: Share) {
+    let tensors = checkpoint.params().tensors().filter_map(|name| checkpoint.find(name));
+    let (first, step) = match share {
+        Share::All => (0, 1),
+        Share::Even => (0, 2),
+        Share::Odd => (1, 2),
+    };
+    tensors.skip(first).step_by(step).for_each(|tensor| tensor.forget_pages());
 }
 
 /// A tensor whose rows are read when they are needed.

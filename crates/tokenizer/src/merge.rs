@@ -43,6 +43,11 @@ pub(crate) struct Scratch {
 }
 
 impl MergeTable {
+    /// An empty table with room for about so many pairs.
+    pub(crate) fn with_capacity(pairs: usize) -> MergeTable {
+        MergeTable { pairs: HashMap::with_capacity_and_hasher(pairs, BuildHasherDefault::default()) }
+    }
+
     /// Allows `left` and `right` to be joined; the first rank given to a pair stays.
     pub(crate) fn insert(&mut self, left: u32, right: u32, rank: u32, joined: u32) {
         self.pairs.entry(key(left, right)).or_insert(Merge { rank, joined });

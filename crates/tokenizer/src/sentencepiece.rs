@@ -199,7 +199,8 @@ impl Words<'_> {
 /// Every way to make a piece out of two symbols, ranked by the piece's score.
 fn merges_by_score(vocabulary: &Vocabulary, scores: &[f32], path: &Path) -> Result<MergeTable, Error> {
     let ranks = ranks_of(scores);
-    let mut merges = MergeTable::default();
+    // Of Mistral's vocabularies a piece comes of two pairs in the mean.
+    let mut merges = MergeTable::with_capacity(2 * vocabulary.len());
     for (id, token) in vocabulary.of_kind(TokenKind::Normal) {
         let piece = token.piece.as_str();
         if piece.len() > LONGEST_PIECE_BYTES {

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
+
 /// How SentencePiece writes a space inside a piece: U+2581, "lower one eighth block".
 pub(crate) const SPACE_MARK: char = '\u{2581}';
 
@@ -37,7 +39,7 @@ pub(crate) struct Vocabulary {
     /// The decoded bytes of all tokens, one after the other; token `i` is `bytes[ends[i - 1]..ends[i]]`.
     bytes: Vec<u8>,
     ends: Vec<usize>,
-    by_piece: HashMap<Box<str>, u32>,
+    by_piece: HashMap<Box<str>, u32, RandomState>,
 }
 
 impl Vocabulary {
@@ -53,7 +55,7 @@ impl Vocabulary {
         }
         let mut bytes = Vec::new();
         let mut ends = Vec::with_capacity(tokens.len());
-        let mut by_piece = HashMap::with_capacity(tokens.len());
+        let mut by_piece = HashMap::with_capacity_and_hasher(tokens.len(), RandomState::default());
         for (id, token) in (0u32..).zip(&tokens) {
             match token.kind {
                 TokenKind::Normal | TokenKind::Unused | TokenKind::UserDefined => surface(token, &mut bytes),
