@@ -355,3 +355,24 @@ fn what_would_be_learned_is_shown_and_what_is_wrong_is_named() {
         words.iter().for_each(|word| assert!(line.contains(word), "{line}\nshould name {word}"));
     }
 }
+
+#[test]
+fn a_router_learns_of_all_experts_if_asked() {
+    let scratch = Scratch::new();
+    let (model, data) = (model(&scratch), letters(&scratch));
+    let run = |name: &str, more: &[&str]| {
+        let out = scratch.path(name);
+        let fixed = ["finetune", text(&model), text(&data), "--out", text(&out), "--steps", "2", "--rate", "0.1"];
+        (octet([&fixed[..], more].concat()), out)
+    };
+    let losses_of = |name: &str, more: &[&str]| {
+        let (run, out) = run(name, more);
+        run.succeeded();
+        losses(&out)
+    };
+    let (chosen, all) =
+        (losses_of("chosen", &["--targets", "router"]), losses_of("all", &["--targets", "router", "--dense-router"]));
+    assert_eq!(chosen[0], all[0], "the answer is that of the chosen experts");
+    assert_ne!(chosen[1], all[1], "the router has learned something else");
+    run("refused", &["--dense-router"]).0.refused_naming(&["--dense-router", "no router is trained", "--targets"]);
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use octet_checkpoint::write::{self, NewTensor, Outline, outlines};
-use octet_checkpoint::{Checkpoint, ElementType, Layout, TensorName};
+use octet_checkpoint::{Checkpoint, ElementType, LayerTensor, Layout, TensorName};
 use octet_kernels::quantize::quantize_row;
 use octet_model::{Adapter, LoraOptions, LoraTarget};
 use octet_train::learner::Learner;
@@ -36,6 +36,9 @@ pub struct TargetOptions {
     /// What the adapter changes, of attention, experts, router and head
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "attention,experts", value_parser = target)]
     pub targets: Vec<LoraTarget>,
+    /// Let routers learn of every expert, also of those that a token did not visit: these run once more for it, forward
+    #[arg(long)]
+    pub dense_router: bool,
     /// Train this adapter further (a folder in PEFT's format) in place of a new one
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["rank", "alpha", "rslora", "targets"])]
     pub adapter: Option<PathBuf>,
@@ -84,7 +87,17 @@ pub fn open(
         None => Trained::Adapter(new_adapter(lora(targets, seed), params)?),
     };
     let threads = threads.unwrap_or_else(Model::default_threads);
-    Ok(Tuned::new(Model::new(checkpoint.clone(), threads, trained)?, targets.keep << 20))
+    let model = Model::new(checkpoint.clone(), threads, trained)?;
+    let mut names = model.parameters().iter().map(|parameter| parameter.name);
+    if targets.dense_router && !names.any(is_of_router) {
+        bail!("--dense-router: no router is trained; give --targets with router among them, or --all, for a mixture");
+    }
+    Ok(Tuned::new(model, targets.keep << 20).with_dense_router(targets.dense_router))
+}
+
+fn is_of_router(name: ParameterName) -> bool {
+    let (ParameterName::Weight(name) | ParameterName::LoraA(name) | ParameterName::LoraB(name)) = name;
+    matches!(name, TensorName::Layer(_, LayerTensor::Router))
 }
 
 /// Opens the model to be asked only, with an adapter if one is given.

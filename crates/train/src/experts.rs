@@ -216,7 +216,7 @@ fn middle_gradient([gate, up, d_hidden]: [&mut [f32]; 3], weight: f32, hidden: &
     d_weight
 }
 
-fn swiglu_rows(pass: &Pass<'_>, gate: &[f32], up: &[f32], hidden_dim: usize, hidden: &mut [f32]) {
+pub(crate) fn swiglu_rows(pass: &Pass<'_>, gate: &[f32], up: &[f32], hidden_dim: usize, hidden: &mut [f32]) {
     for_each_rows(pass.pool, hidden, hidden_dim, ROWS_AT_ONCE, |first, rows| {
         let at = first * hidden_dim..first * hidden_dim + rows.len();
         swiglu(&gate[at.clone()], &up[at], rows);

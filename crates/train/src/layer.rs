@@ -6,6 +6,7 @@ use octet_model::Routing;
 use crate::Gradients;
 use crate::attention::{Attention, AttentionActivations, Step};
 use crate::balance::Balance;
+use crate::dense_router;
 use crate::experts::{self, Expert, ExpertActivations};
 use crate::linear::{Linear, Pass};
 use crate::norm::Norm;
@@ -72,9 +73,14 @@ impl Layer {
         let mut d_normed = pass.buffers.take(x.len());
         let normed = self.ffn_norm.forward(pass, &middle);
         let given = (&normed[..], &routing, experts);
+        let is_dense = pass.dense_router && self.router.as_ref().is_some_and(Linear::is_trained);
+        let others = is_dense.then(|| dense_router::by_the_others(pass, &self.experts, (&normed, &routing), d_x));
         let d_weights = experts::backward(pass, &self.experts, given, d_x, &mut d_normed, gradients);
         if let Some(router) = &self.router {
-            let d_logits = router::logits_gradient(&routing, &d_weights, balance);
+            let d_logits = match others {
+                Some(others) => dense_router::logits_gradient(&routing, &d_weights, others, balance),
+                None => router::logits_gradient(&routing, &d_weights, balance),
+            };
             router.backward(pass, (&normed, &d_logits), Target::Sum, &mut d_normed, gradients);
         }
         self.ffn_norm.backward(pass, &middle, &d_normed, d_x, gradients);

@@ -14,6 +14,7 @@ mod lora;
 mod attention;
 mod balance;
 mod buffers;
+mod dense_router;
 mod embedding;
 mod experts;
 mod layer;

@@ -34,6 +34,8 @@ pub(crate) struct Pass<'m> {
     pub(crate) adapter: bool,
     /// Seed of the step's dropout; `None` outside of training.
     pub(crate) dropout_seed: Option<u64>,
+    /// Whether routers learn of every expert; see `dense_router.rs`.
+    pub(crate) dense_router: bool,
 }
 
 /// A matrix `[rows, cols]`.

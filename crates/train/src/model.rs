@@ -52,6 +52,8 @@ pub struct StepOptions {
     pub divisor: Option<f64>,
     /// Seed of this step's dropout; `None` for none.
     pub dropout_seed: Option<u64>,
+    /// Routers learn of every expert, also of those that a token did not visit, which run once more for it.
+    pub dense_router: bool,
     /// Bytes of activations that may be kept for the way back. Layers beyond that keep their input alone and are run once
     /// more, so 0 is activation checkpointing of every layer.
     pub kept_bytes: usize,
@@ -59,7 +61,13 @@ pub struct StepOptions {
 
 impl Default for StepOptions {
     fn default() -> StepOptions {
-        StepOptions { aux_coefficient: 0.0, divisor: None, dropout_seed: None, kept_bytes: 1 << 30 }
+        StepOptions {
+            aux_coefficient: 0.0,
+            divisor: None,
+            dropout_seed: None,
+            dense_router: false,
+            kept_bytes: 1 << 30,
+        }
     }
 }
 
@@ -128,6 +136,12 @@ impl Model {
     /// What is trained, to be changed.
     pub fn parameters_mut(&mut self) -> &mut Parameters {
         &mut self.parameters
+    }
+
+    /// A layer, to be tested.
+    #[cfg(test)]
+    pub(crate) fn layer(&self, index: usize) -> &Layer {
+        &self.layers[index]
     }
 
     /// The threads that the model runs on, for an optimizer that shares them.
@@ -229,6 +243,7 @@ impl Model {
             buffers: std::mem::take(&mut *self.lock_buffers()),
             adapter: adapter == AdapterUse::On,
             dropout_seed: options.dropout_seed.filter(|_| learn.is_some()),
+            dense_router: options.dense_router,
         };
         pass.buffers.begin(batch.tokens().len());
         let mut angles = RopeAngles::default();

@@ -12,6 +12,7 @@ pub struct Tuned {
     names: Vec<String>,
     /// See [`StepOptions::kept_bytes`].
     kept_bytes: usize,
+    dense_router: bool,
     /// What [`Learner::observe`] asks: the model as it is trained, or as it was before.
     observed: AdapterUse,
 }
@@ -20,7 +21,13 @@ impl Tuned {
     /// Takes a model; `kept_bytes` of activations may be kept for the way back.
     pub fn new(model: Model, kept_bytes: usize) -> Tuned {
         let names = model.parameters().iter().map(|parameter| parameter.name.to_string()).collect();
-        Tuned { gradients: model.zero_gradients(), names, model, kept_bytes, observed: AdapterUse::On }
+        let gradients = model.zero_gradients();
+        Tuned { gradients, names, model, kept_bytes, dense_router: false, observed: AdapterUse::On }
+    }
+
+    /// The same, whose routers learn of every expert.
+    pub fn with_dense_router(self, dense_router: bool) -> Tuned {
+        Tuned { dense_router, ..self }
     }
 
     /// From now on [`Learner::observe`] asks the model with its adapter, or without.
@@ -69,13 +76,15 @@ impl Learner for Tuned {
     }
 
     fn learn(&mut self, sequences: &Sequences, lesson: Lesson<'_>) -> Result<Found, String> {
-        let (batch, gradients) = (batch(sequences), &mut self.gradients);
+        let batch = batch(sequences);
         let divisor = match lesson.goal {
             Goal::CrossEntropy { divisor } => Some(divisor),
             Goal::OfSequences(_) => None,
         };
         let (aux_coefficient, dropout_seed) = (lesson.balance, Some(lesson.seed));
-        let options = StepOptions { aux_coefficient, dropout_seed, divisor, kept_bytes: self.kept_bytes };
+        let Tuned { kept_bytes, dense_router, .. } = *self;
+        let options = StepOptions { aux_coefficient, dropout_seed, divisor, dense_router, kept_bytes };
+        let gradients = &mut self.gradients;
         let report = match lesson.goal {
             Goal::CrossEntropy { .. } => self.model.loss_and_gradients(&batch, &options, gradients),
             Goal::OfSequences(slopes) => self.model.objective_and_gradients(&batch, &options, slopes, gradients),
