@@ -120,13 +120,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// What the mixture is, and how its routers start: a trainer must know.
 fn description(args: &Args, params: &Params, preferences: Option<&Preferences>) -> String {
     let moe = params.moe.expect("an upcycled model has experts");
-    let routers = match args.router {
-        _ if let Some(Preferences { tokens, .. }) = preferences => {
+    let routers = match (preferences, args.router) {
+        (Some(Preferences { tokens, .. }), _) => {
             let tokens: Vec<String> = tokens.iter().map(|&n| crate::format::count(n as u64)).collect();
             format!("learned of {} tokens of the texts", tokens.join(", "))
         }
-        Router::Random => format!("random (normal, spread {ROUTER_SPREAD}, seed {})", args.router_seed),
-        Router::Zero => "zero".into(),
+        (None, Router::Random) => format!("random (normal, spread {ROUTER_SPREAD}, seed {})", args.router_seed),
+        (None, Router::Zero) => "zero".into(),
     };
     let [all, active] = [params.n_parameters(), params.n_active_parameters()].map(crate::format::count);
     let (n_experts, per_token, n_layers) = (moe.num_experts, moe.num_experts_per_tok, params.n_layers);
@@ -247,10 +247,10 @@ fn new_router<'a>(
     let (router, seed) = (args.router, args.router_seed);
     let fill = move |rows: Range<usize>, out: &mut [u8]| {
         for (row, out) in rows.zip(out.chunks_exact_mut(row_bytes)) {
-            let weight = |col| match router {
-                _ if let Some(learned) = learned => learned[row * cols + col],
-                Router::Zero => 0.0,
-                Router::Random => ROUTER_SPREAD * normal(seed, [layer, row, col]),
+            let weight = |col| match (learned, router) {
+                (Some(learned), _) => learned[row * cols + col],
+                (None, Router::Zero) => 0.0,
+                (None, Router::Random) => ROUTER_SPREAD * normal(seed, [layer, row, col]),
             };
             let weights: Vec<f32> = (0..cols).map(weight).collect();
             quantize_row(element_type, &weights, None, out);

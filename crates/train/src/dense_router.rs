@@ -7,10 +7,11 @@
 //! the price of running the experts that were not chosen once, forward.
 
 use octet_kernels::gradients::dot;
+use octet_kernels::softmax;
 use octet_model::Routing;
 
 use crate::balance::Balance;
-use crate::experts::{Expert, swiglu_rows};
+use crate::experts::Expert;
 use crate::linear::Pass;
 
 /// Tokens that an expert runs at a time: what they take is taken once.
@@ -34,10 +35,7 @@ pub(crate) fn by_the_others(
             for (row, &token) in rows.chunks_exact_mut(dim).zip(tokens) {
                 row.copy_from_slice(&x[token * dim..][..dim]);
             }
-            expert.w1.forward(pass, &rows, &mut gate);
-            expert.w3.forward(pass, &rows, &mut up);
-            swiglu_rows(pass, &gate, &up, hidden_dim, &mut hidden);
-            expert.w2.forward(pass, &hidden, &mut answers);
+            expert.forward(pass, &rows, [&mut gate, &mut up, &mut hidden], &mut answers);
             for (answer, &token) in answers.chunks_exact(dim).zip(tokens) {
                 all[token * experts.len() + index] = dot(answer, &d_out[token * dim..][..dim]);
             }
@@ -61,11 +59,10 @@ pub(crate) fn logits_gradient(
             g[expert as usize] = *d_weight;
         }
         let logits = &routing.logits[token * n_experts..][..n_experts];
-        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let exp: Vec<f32> = logits.iter().map(|logit| (logit - largest).exp()).collect();
-        let sum: f32 = exp.iter().sum();
-        let mean = exp.iter().zip(&*g).map(|(e, g)| e / sum * g).sum::<f32>();
-        g.iter_mut().zip(&exp).for_each(|(g, e)| *g = e / sum * (*g - mean));
+        let mut p = logits.to_vec();
+        softmax(&mut p);
+        let mean: f32 = p.iter().zip(&*g).map(|(p, g)| p * g).sum();
+        g.iter_mut().zip(&p).for_each(|(g, p)| *g = p * (*g - mean));
         if let Some(balance) = balance {
             balance.add_gradient(logits, g);
         }

@@ -23,6 +23,22 @@ pub(crate) struct Expert {
     pub(crate) w3: Linear,
 }
 
+impl Expert {
+    /// Answers to `x [n, dim]`, with what stands in between, `w1 x`, `w3 x` and their product `[n, hidden_dim]`.
+    pub(crate) fn forward(
+        &self,
+        pass: &mut Pass<'_>,
+        x: &[f32],
+        [gate, up, hidden]: [&mut [f32]; 3],
+        answers: &mut [f32],
+    ) {
+        self.w1.forward(pass, x, gate);
+        self.w3.forward(pass, x, up);
+        swiglu_rows(pass, gate, up, self.w1.rows, hidden);
+        self.w2.forward(pass, hidden, answers);
+    }
+}
+
 /// Which token and choice each place is of.
 struct Places {
     /// Of each place, `token * per_token + rank`.
@@ -125,10 +141,8 @@ pub(crate) fn forward(
         if at(1).is_empty() {
             continue;
         }
-        expert.w1.forward(pass, &gathered[at(dim)], &mut gate[at(hidden_dim)]);
-        expert.w3.forward(pass, &gathered[at(dim)], &mut up[at(hidden_dim)]);
-        swiglu_rows(pass, &gate[at(hidden_dim)], &up[at(hidden_dim)], hidden_dim, &mut hidden[at(hidden_dim)]);
-        expert.w2.forward(pass, &hidden[at(hidden_dim)], &mut answers[at(dim)]);
+        let between = [&mut gate, &mut up, &mut hidden].map(|x| &mut x[at(hidden_dim)]);
+        expert.forward(pass, &gathered[at(dim)], between, &mut answers[at(dim)]);
     }
     places.scatter(pass, &answers, Some(&routing.weights), (k, dim), Target::Fresh, out);
     [gathered, hidden, answers].into_iter().for_each(|x| pass.buffers.give(x));
@@ -216,7 +230,7 @@ fn middle_gradient([gate, up, d_hidden]: [&mut [f32]; 3], weight: f32, hidden: &
     d_weight
 }
 
-pub(crate) fn swiglu_rows(pass: &Pass<'_>, gate: &[f32], up: &[f32], hidden_dim: usize, hidden: &mut [f32]) {
+fn swiglu_rows(pass: &Pass<'_>, gate: &[f32], up: &[f32], hidden_dim: usize, hidden: &mut [f32]) {
     for_each_rows(pass.pool, hidden, hidden_dim, ROWS_AT_ONCE, |first, rows| {
         let at = first * hidden_dim..first * hidden_dim + rows.len();
         swiglu(&gate[at.clone()], &up[at], rows);

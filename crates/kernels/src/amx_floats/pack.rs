@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{BLOCK, LINES, Lines, PIECES, Right, STEP, WORDS};
+use crate::avx2::prefetch;
 
 /// Cuts lines at depths `part` into pieces; `IS_B`: in the order of the right-hand side. Gives whether all numbers were bf16.
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -54,19 +55,16 @@ pub(super) unsafe fn pack<const IS_B: bool>(
 
 /// Asks for the sixteen lines after those that begin at `start`, at as many depths.
 #[inline(always)]
-unsafe fn fetch_next_tile(from: Lines<f32>, start: *const f32, depth: usize) {
+fn fetch_next_tile(from: Lines<f32>, start: *const f32, depth: usize) {
     let next = start.wrapping_add(LINES * from.line_stride);
-    // SAFETY: fetching touches nothing, whatever the address.
-    unsafe {
-        if from.k_stride == 1 {
-            for line in 0..LINES {
-                let at = next.wrapping_add(line * from.line_stride);
-                _mm_prefetch::<_MM_HINT_T0>(at.cast());
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(LINES).cast());
-            }
-        } else {
-            (0..depth).for_each(|k| _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(k * from.k_stride).cast()));
+    if from.k_stride == 1 {
+        for line in 0..LINES {
+            let at = next.wrapping_add(line * from.line_stride);
+            prefetch(at.cast());
+            prefetch(at.wrapping_add(LINES).cast());
         }
+    } else {
+        (0..depth).for_each(|k| prefetch(next.wrapping_add(k * from.k_stride).cast()));
     }
 }
 

@@ -2,11 +2,10 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use serde::Deserialize;
 use serde_json::{Value, json};
-use utoipa::ToSchema;
 
 use crate::app::{Shared, text_work};
+use crate::fields::{Body, fields};
 use crate::models::{Entry, Slot};
 use crate::refusal::{Fault, Refusal};
 
@@ -99,13 +98,12 @@ fn in_common_by_chance(experts: usize, chosen: usize) -> f64 {
     1.0 - (0..chosen).map(others).product::<f64>()
 }
 
-/// How a model is to be opened: the body of [`load`], which may be empty.
-#[derive(Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct LoadFields {
-    /// Also where it is predicted not to fit in memory.
-    #[serde(default)]
-    load_anyway: bool,
+fields! {
+    /// How a model is to be opened: the body of [`load`], which may be empty.
+    pub struct LoadFields {
+        /// Also where it is predicted not to fit in memory.
+        load_anyway: bool,
+    }
 }
 
 /// Opens a model; answers once it is there.
@@ -118,14 +116,11 @@ pub async fn load(
     request: axum::extract::Request,
 ) -> Result<Json<Value>, Refusal> {
     let bytes = crate::fields::read(request, &app).await?;
-    let asked: LoadFields = match bytes.is_empty() {
-        true => LoadFields::default(),
-        false => serde_json::from_slice(&bytes).map_err(|error| {
-            Refusal::new(Fault::Invalid, format!("the body has to be empty or {{\"load_anyway\": true}}: {error}"))
-        })?,
-    };
+    let mut body = if bytes.is_empty() { Body::default() } else { Body::parse(&bytes)? };
+    let LoadFields { load_anyway } = body.read()?;
+    body.finish()?;
     let of = app.clone();
-    text_work(move || of.models.load(&name, asked.load_anyway)).await?;
+    text_work(move || of.models.load(&name, load_anyway.unwrap_or(false))).await?;
     Ok(state(State(app)).await)
 }
 

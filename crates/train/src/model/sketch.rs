@@ -1,4 +1,4 @@
-//! A model of a few layers with made-up weights, to measure what a run will cost before there is few.
+//! A model of a few layers with made-up weights, to measure what a run will cost before there is one.
 //!
 //! Widths, types and what is trained are the real model's, and so is the code that runs, so the time is the real one's:
 //! where weights lie in main memory too, which takes more layers of a small model.
@@ -163,7 +163,7 @@ impl Sketch {
     }
 }
 
-/// Samples end to end, all of whose tokens are learned or nfew.
+/// Samples end to end, all of whose tokens are learned, or their last ones alone.
 fn batch(model: &Model, tokens: usize, sample: usize, learned: bool) -> Batch {
     let ids: Vec<u32> = (0..tokens).map(|i| (i % TOKENS.min(model.config.vocab_size)) as u32).collect();
     let mut batch = Batch::default();
