@@ -23,7 +23,7 @@ use std::sync::OnceLock;
 use octet_checkpoint::ElementType;
 
 use crate::activations::{ActivationView, Scaling, WORDS, section};
-use crate::avx2_integers::{Format, minimum_pairs};
+use crate::avx2_integers::{WideFormat, minimum_pairs};
 use crate::packed::PackedShape;
 use crate::packed_layout::{GROUP, ROWS, TILE};
 use crate::{avx2_k_formats as k, avx2_small_formats as small};
@@ -110,6 +110,8 @@ struct Work {
     tokens: usize,
     /// `[token][32]`.
     sums: *mut [f32; PANELS * ROWS],
+    /// All lanes where the sums go on, none where they begin.
+    goes_on: __mmask16,
 }
 
 /// What a kernel keeps in the first cache.
@@ -129,7 +131,7 @@ struct Scratch {
 /// `[token][row]`.
 type TileProduct = [[i32; PAIR_ROWS]; TOKENS];
 
-/// `sums [quad][token][32]` += the rows of the panels in `bytes` times `tokens` tokens from `first` on, a quad for every four
+/// `sums [quad][token][32]` = the rows of the panels in `bytes` times `tokens` tokens from `first` on, a quad for every four
 /// panels, the last of which may lack some. Behind `bytes` lies what is to be read next.
 ///
 /// # Safety
@@ -174,6 +176,7 @@ pub(crate) unsafe fn panels(
                 x: x.as_ptr(),
                 tokens: tokens.len(),
                 sums: sums.as_mut_ptr(),
+                goes_on: if tile == 0 { 0 } else { !0 },
             };
             // SAFETY: tiles, activations and sums are there, and the tile registers are set up for the type.
             unsafe { kernel(&work, &mut scratch) };
@@ -227,7 +230,7 @@ pub(crate) unsafe fn configure_registers(shapes: [(usize, usize); 8]) {
 /// # Safety
 /// The machine must have AMX; what [`Work`] points to must be there; the tile registers must be set up.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn multiply<F: Format>(work: &Work, scratch: &mut Scratch) {
+unsafe fn multiply<F: WideFormat>(work: &Work, scratch: &mut Scratch) {
     // SAFETY: the caller's promise.
     unsafe {
         for pair in 0..2 {
@@ -243,6 +246,8 @@ struct Block {
     x: *const [u32; WORDS],
     tokens: usize,
     sums: *mut [f32; PANELS * ROWS],
+    /// See [`Work`].
+    goes_on: __mmask16,
 }
 
 impl Work {
@@ -252,14 +257,15 @@ impl Work {
         let first = index * TOKENS;
         // SAFETY: the caller's promise, see `multiply`.
         (first < self.tokens).then(|| unsafe {
-            Block { x: self.x.add(first), tokens: (self.tokens - first).min(TOKENS), sums: self.sums.add(first) }
+            let tokens = (self.tokens - first).min(TOKENS);
+            Block { x: self.x.add(first), tokens, sums: self.sums.add(first), goes_on: self.goes_on }
         })
     }
 }
 
 /// Integer scales: low and high products of both pairs, a sum for each over all columns.
 #[inline(always)]
-unsafe fn by_tiles<F: Format>(work: &Work, scratch: &mut Scratch) {
+unsafe fn by_tiles<F: WideFormat>(work: &Work, scratch: &mut Scratch) {
     const STEPS: usize = TILE / 64;
     // SAFETY: the caller's promise, see `multiply`.
     unsafe {
@@ -289,7 +295,7 @@ unsafe fn by_tiles<F: Format>(work: &Work, scratch: &mut Scratch) {
 
 /// Float scales: a product for each group of 32 columns, one pair after the other.
 #[inline(always)]
-unsafe fn by_groups<F: Format>(work: &Work, scratch: &mut Scratch) {
+unsafe fn by_groups<F: WideFormat>(work: &Work, scratch: &mut Scratch) {
     const GROUPS: usize = TILE / GROUP;
     // SAFETY: the caller's promise, see `multiply`.
     unsafe {
@@ -403,14 +409,14 @@ struct TileEnd {
 
 impl TileEnd {
     #[inline(always)]
-    unsafe fn load<F: Format>(scratch: &Scratch, pair: usize) -> TileEnd {
+    unsafe fn load<F: WideFormat>(scratch: &Scratch, pair: usize) -> TileEnd {
         TileEnd { d: scratch.d[pair][0], dmin: scratch.dmin[pair][0], minimums: scratch.minimums[pair] }
     }
 }
 
 /// The float end of integer scales, for a token and both pairs.
 #[inline(always)]
-unsafe fn end_tile<F: Format>(block: Block, token: usize, ends: &[TileEnd; 2], products: &[TileProduct]) {
+unsafe fn end_tile<F: WideFormat>(block: Block, token: usize, ends: &[TileEnd; 2], products: &[TileProduct]) {
     let first_word = if F::MINIMUM_COLUMNS == 16 { section::SUMS_16 } else { section::SUMS_32 };
     // SAFETY: the caller's promise, see `multiply`.
     unsafe {
@@ -431,7 +437,7 @@ unsafe fn end_tile<F: Format>(block: Block, token: usize, ends: &[TileEnd; 2], p
             let high = _mm512_load_si512(products[2 * pair + 1][token].as_ptr().cast());
             let sum = _mm512_add_epi32(low, _mm512_slli_epi32::<8>(high));
             let d = _mm512_mul_ps(end.d, x_scale);
-            let mut y = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(sum), _mm512_loadu_ps(at));
+            let mut y = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(sum), _mm512_maskz_loadu_ps(block.goes_on, at));
             if F::MINIMUM_COLUMNS > 0 {
                 y = _mm512_fmadd_ps(_mm512_mul_ps(end.dmin, x_scale), _mm512_cvtepi32_ps(minimum[pair]), y);
             }
@@ -442,7 +448,7 @@ unsafe fn end_tile<F: Format>(block: Block, token: usize, ends: &[TileEnd; 2], p
 
 /// The float end of float scales, for a pair and two tokens, of which the second may be none: it is not stored then.
 #[inline(always)]
-unsafe fn end_groups<F: Format>(
+unsafe fn end_groups<F: WideFormat>(
     groups: usize,
     block: Block,
     first: usize,
@@ -454,7 +460,7 @@ unsafe fn end_groups<F: Format>(
     unsafe {
         let at = |token: usize| block.sums.add(token).cast::<f32>().add(pair * PAIR_ROWS);
         let second = if first + 1 < block.tokens { first + 1 } else { first };
-        let mut y = [_mm512_loadu_ps(at(first)), _mm512_loadu_ps(at(second))];
+        let mut y = [first, second].map(|token| _mm512_maskz_loadu_ps(block.goes_on, at(token)));
         // A macro, since a closure is called rather than inlined, and its scales stay in registers only if it is written out.
         macro_rules! add {
             ($($group:expr),*) => { $(

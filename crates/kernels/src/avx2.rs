@@ -1,6 +1,6 @@
 //! Products by AVX2: eight rows of weights side by side in the 32-bit lanes, four columns in the bytes of a lane.
 //!
-//! Where the machine has VNNI beside, one of its instructions does the work of three; the walk (`tile_walk.rs`) is the same.
+//! Where the machine has VNNI beside, products of quantized weights are left to `avx512_integers.rs` and `amx.rs`.
 
 use std::arch::x86_64::*;
 
@@ -8,7 +8,7 @@ use octet_checkpoint::ElementType;
 
 use crate::activations::ActivationView;
 use crate::avx2_floats::{self as floats, float_tile};
-use crate::avx2_integers::{Format, integer_tile, integer_tile_vnni};
+use crate::avx2_integers::{Format, integer_tile};
 use crate::avx2_unpacked::{Unpacked, UnpackedTile, unpack};
 use crate::packed::PackedShape;
 use crate::packed_layout::ROWS;
@@ -36,20 +36,11 @@ const fn integers<F: Format, U: Format>() -> Kernels<UnpackedTile> {
     Kernels { few, many: Some(Many { unpack: unpack::<F>, kernel: integer_tile::<U, 8> }) }
 }
 
-/// The same with VNNI.
-const fn integers_vnni<F: Format, U: Format>() -> Kernels<UnpackedTile> {
-    let few: [TileKernel; 5] = kernels_of_sizes!(integer_tile_vnni, F);
-    Kernels { few, many: Some(Many { unpack: unpack::<F>, kernel: integer_tile_vnni::<U, 8> }) }
-}
-
-fn kernels(kind: ElementType, vnni: Vnni) -> &'static Kernels<UnpackedTile> {
+fn kernels(kind: ElementType) -> &'static Kernels<UnpackedTile> {
     use ElementType::*;
     macro_rules! integers {
         ($format:ty, $unpacked:ty) => {
-            match vnni {
-                Vnni::Absent => const { &integers::<$format, $unpacked>() },
-                Vnni::Present => const { &integers_vnni::<$format, $unpacked>() },
-            }
+            const { &integers::<$format, $unpacked>() }
         };
     }
     match kind {
@@ -69,7 +60,7 @@ fn kernels(kind: ElementType, vnni: Vnni) -> &'static Kernels<UnpackedTile> {
         Q6_K => integers!(k::Q6K, Unpacked<false, 16, 5, 0>),
         IQ4_XS => integers!(small::Iq4Xs, Unpacked<true, 32, 0, 0>),
         // They are decoded to floats first.
-        IQ3_XXS | IQ3_S | IQ2_XXS | IQ2_XS | IQ2_S => kernels(F32, vnni),
+        IQ3_XXS | IQ3_S | IQ2_XXS | IQ2_XS | IQ2_S => kernels(F32),
     }
 }
 
@@ -82,20 +73,11 @@ pub(crate) fn has_vnni() -> bool {
         && is_x86_feature_detected!("avx512vnni")
 }
 
-/// Whether to use `vpdpbusd`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Vnni {
-    Absent,
-    /// In 256 bits, with the encoding of AVX-512.
-    Present,
-}
-
 /// The products of some panels; see [`tile_walk::panels`].
 ///
 /// # Safety
-/// The machine must have AVX2, FMA and F16C, and VNNI and VL of AVX-512 where they are to be used.
+/// The machine must have AVX2, FMA and F16C.
 pub(crate) unsafe fn panels(
-    vnni: Vnni,
     shape: &PackedShape,
     bytes: &[u8],
     x: &ActivationView<'_>,
@@ -103,7 +85,7 @@ pub(crate) unsafe fn panels(
     sums: &mut [[f32; ROWS]],
 ) {
     // SAFETY: the caller's promise.
-    unsafe { tile_walk::panels(kernels(shape.kind, vnni), shape, bytes, x, first, sums) }
+    unsafe { tile_walk::panels(kernels(shape.kind), shape, bytes, x, first, sums) }
 }
 
 /// Asks for the cache line `at`, which need not exist.

@@ -7,9 +7,6 @@
 //! Codes that stand for `q - offset` need no correction afterwards: the 16-bit sum starts at `-offset Σx`, may wrap on its
 //! way, and ends at the true value, which fits (32 * 8 * 127 for Q6_K). Signed codes of 8 bits leave no room for sums in 16
 //! bits: there `maddubs(|q|, sign(x, q))` is widened at once.
-//!
-//! With VNNI, `dpbusd` adds four products to a sum in 32 bits, so nothing wraps; the sum of a scale's columns is multiplied by it
-//! as a 32-bit number. These are the same integers, so the floats that follow are the same too.
 
 use std::arch::x86_64::*;
 
@@ -56,15 +53,6 @@ pub(crate) trait Format: Sized {
     /// # Safety
     /// See `new`.
     unsafe fn codes(&self, group: &Self::Group, vector: usize) -> __m256i;
-    /// The same where there is VL of AVX-512 too.
-    ///
-    /// # Safety
-    /// See `new`.
-    #[inline(always)]
-    unsafe fn codes_avx512(&self, group: &Self::Group, vector: usize) -> __m256i {
-        // SAFETY: the caller's promise.
-        unsafe { self.codes(group, vector) }
-    }
     /// The scale of the sum that run `run` belongs to: an integer, twice in 16 bits.
     ///
     /// # Safety
@@ -91,6 +79,15 @@ pub(crate) trait Format: Sized {
     }
 }
 
+/// How VNNI and AMX read packed tiles: two panels side by side.
+pub(crate) trait WideFormat: Format {
+    /// [`codes`](Format::codes) of a group of two tiles.
+    ///
+    /// # Safety
+    /// See [`new`](Format::new), and the machine must have F, BW and VL of AVX-512.
+    unsafe fn pair_codes(groups: [&Self::Group; 2], vector: usize) -> __m512i;
+}
+
 /// A [`TileKernel`](crate::tile_walk::TileKernel).
 ///
 /// # Safety
@@ -98,28 +95,18 @@ pub(crate) trait Format: Sized {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn integer_tile<F: Format, const T: usize>(work: &TileWork) {
     // SAFETY: the caller's promise.
-    unsafe { tiles::<F, T, false>(work) }
-}
-
-/// The same by VNNI.
-///
-/// # Safety
-/// As for a [`TileKernel`](crate::tile_walk::TileKernel), and the machine must have VNNI and VL of AVX-512.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(crate) unsafe fn integer_tile_vnni<F: Format, const T: usize>(work: &TileWork) {
-    // SAFETY: the caller's promise.
-    unsafe { tiles::<F, T, true>(work) }
+    unsafe { tiles::<F, T>(work) }
 }
 
 #[inline(always)]
-unsafe fn tiles<F: Format, const T: usize, const VNNI: bool>(work: &TileWork) {
+unsafe fn tiles<F: Format, const T: usize>(work: &TileWork) {
     for panel in 0..work.panels {
         // SAFETY: the caller's promise: the panel's tile, the activations, and the panel's sums are there.
         unsafe {
             let tile = work.tile.add(panel * work.panel_bytes);
             let sums = work.sums.add(panel * work.sums_stride).cast::<f32>();
             let ahead = if work.ahead == 0 { None } else { Some(tile.wrapping_add(work.ahead)) };
-            add_products::<F, T, VNNI>(tile, work.cols / GROUP, ahead, Tokens(work.x), sums);
+            add_products::<F, T>(tile, work.cols / GROUP, ahead, Tokens(work.x), sums);
         }
     }
 }
@@ -153,7 +140,7 @@ struct Sums<const T: usize> {
 }
 
 #[inline(always)]
-unsafe fn add_products<F: Format, const T: usize, const VNNI: bool>(
+unsafe fn add_products<F: Format, const T: usize>(
     tile: *const u8,
     groups: usize,
     ahead: Option<*const u8>,
@@ -167,7 +154,7 @@ unsafe fn add_products<F: Format, const T: usize, const VNNI: bool>(
         let mut s = Sums { ints: [_mm256_setzero_si256(); T], floats };
         // A loop, not written out: in a longer body the compiler runs out of registers.
         for index in 0..groups {
-            group::<F, T, VNNI>(&format, index, ahead, x, &mut s);
+            group::<F, T>(&format, index, ahead, x, &mut s);
         }
         finish::<F, T>(&format, groups, x, &s, sums);
     }
@@ -175,7 +162,7 @@ unsafe fn add_products<F: Format, const T: usize, const VNNI: bool>(
 
 /// The products of 32 columns.
 #[inline(always)]
-unsafe fn group<F: Format, const T: usize, const VNNI: bool>(
+unsafe fn group<F: Format, const T: usize>(
     format: &F,
     group: usize,
     ahead: Option<*const u8>,
@@ -190,9 +177,7 @@ unsafe fn group<F: Format, const T: usize, const VNNI: bool>(
     unsafe {
         let codes = format.group(group);
         if F::SIGNED {
-            signed_group::<F, T, VNNI>(format, group, &codes, x, s);
-        } else if VNNI {
-            vnni_group::<F, T>(format, group, &codes, x, s);
+            signed_group::<F, T>(format, group, &codes, x, s);
         } else if F::SUM_COLUMNS == 16 {
             let mut short = start::<F, T>(section::OFFSET_16 + 2 * group, x);
             short_sums::<F, T>(format, group, &codes, 0..4, x, &mut short);
@@ -254,50 +239,8 @@ unsafe fn scale<F: Format, const T: usize>(format: &F, run: usize, short: &[__m2
     }
 }
 
-/// Unsigned codes by VNNI.
 #[inline(always)]
-unsafe fn vnni_group<F: Format, const T: usize>(
-    format: &F,
-    group: usize,
-    codes: &F::Group,
-    x: Tokens<T>,
-    s: &mut Sums<T>,
-) {
-    let runs = 32 / F::SCALE_COLUMNS;
-    for run in 0..runs {
-        let minus_sum = if runs == 1 { section::OFFSET_32 + group } else { section::OFFSET_16 + 2 * group + run };
-        // SAFETY: the caller's promise, see `integer_tile`.
-        unsafe {
-            let offset = _mm256_set1_epi16(1 << F::OFFSET_BITS);
-            let mut sums: [__m256i; T] = std::array::from_fn(|t| match F::OFFSET_BITS {
-                0 => _mm256_setzero_si256(),
-                _ => _mm256_madd_epi16(x.word(minus_sum, t), offset),
-            });
-            for vector in run * 8 / runs..(run + 1) * 8 / runs {
-                let q = format.codes_avx512(codes, vector);
-                for (t, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm256_dpbusd_epi32(*sum, q, x.word(8 * group + vector, t));
-                }
-            }
-            if F::FLOAT_SCALES {
-                s.ints = sums;
-                continue;
-            }
-            let twice = format.scale(2 * group + run);
-            for (sum, run) in s.ints.iter_mut().zip(sums) {
-                *sum = if F::SMALL_SUMS {
-                    // The upper half of a sum that fits 16 bits is only its sign.
-                    _mm256_dpwssd_epi32(*sum, run, _mm256_srli_epi32::<16>(twice))
-                } else {
-                    _mm256_add_epi32(*sum, _mm256_mullo_epi32(run, _mm256_srai_epi32::<16>(twice)))
-                };
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn signed_group<F: Format, const T: usize, const VNNI: bool>(
+unsafe fn signed_group<F: Format, const T: usize>(
     format: &F,
     group: usize,
     codes: &F::Group,
@@ -307,24 +250,13 @@ unsafe fn signed_group<F: Format, const T: usize, const VNNI: bool>(
     // SAFETY: the caller's promise, see `integer_tile`.
     unsafe {
         let scale = if F::FLOAT_SCALES { _mm256_set1_epi16(1) } else { format.scale(2 * group) };
-        let mut whole = [_mm256_setzero_si256(); T];
         for vector in 0..8 {
             let q = format.codes(codes, vector);
             let magnitude = _mm256_abs_epi8(q);
             for (t, sum) in s.ints.iter_mut().enumerate() {
                 let signed = _mm256_sign_epi8(x.word(8 * group + vector, t), q);
-                if VNNI {
-                    whole[t] = _mm256_dpbusd_epi32(whole[t], magnitude, signed);
-                } else {
-                    let products = _mm256_maddubs_epi16(magnitude, signed);
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(products, scale));
-                }
-            }
-        }
-        if VNNI {
-            let scale = _mm256_srai_epi32::<16>(scale);
-            for (sum, whole) in s.ints.iter_mut().zip(whole) {
-                *sum = if F::FLOAT_SCALES { whole } else { _mm256_add_epi32(*sum, _mm256_mullo_epi32(whole, scale)) };
+                let products = _mm256_maddubs_epi16(magnitude, signed);
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(products, scale));
             }
         }
     }

@@ -4,7 +4,8 @@
 
 use std::arch::x86_64::*;
 
-use crate::avx2_integers::Format;
+use crate::avx2_integers::{Format, WideFormat};
+use crate::avx512_integers::side_by_side;
 
 /// Vector `index` (of 32 bytes) from byte `start` on.
 #[inline(always)]
@@ -129,18 +130,36 @@ impl KGroup {
         unsafe { shifted(vector(self.high, 0, i), self.high_shift, mask) }
     }
 
-    /// Vectors of codes of `LOW + HIGH` bits, by AVX-512: what a rotation brings from other bytes is masked away.
+    /// Vectors of the low bits of two groups side by side.
     #[inline(always)]
-    unsafe fn joined<const LOW: u32, const HIGH: u32>(&self, i: usize) -> __m256i {
+    unsafe fn pair_low(groups: [&KGroup; 2], i: usize, mask: i8) -> __m512i {
+        // SAFETY: as above, and the caller's machine has AVX-512.
+        unsafe { _mm512_and_si512(KGroup::pair_low_unmasked(groups, i), _mm512_set1_epi8(mask)) }
+    }
+
+    #[inline(always)]
+    unsafe fn pair_low_unmasked([a, b]: [&KGroup; 2], i: usize) -> __m512i {
+        // SAFETY: as above; both groups are the same of their tiles.
+        unsafe {
+            let both = side_by_side(vector(a.low, 0, i), vector(b.low, 0, i));
+            _mm512_srlv_epi32(both, side_by_side(a.low_shift, a.low_shift))
+        }
+    }
+
+    /// Vectors of codes of `LOW + HIGH` bits of two groups: what a rotation brings from other bytes is masked away.
+    #[inline(always)]
+    unsafe fn joined<const LOW: u32, const HIGH: u32>(groups: [&KGroup; 2], i: usize) -> __m512i {
         /// Bits of `a` where `c` has ones, of `b` where it has zeros.
         const CHOOSE: i32 = 0b1110_0100;
         let (low_mask, mask) = ((1i8 << LOW) - 1, (1i8 << (LOW + HIGH)) - 1);
-        // SAFETY: as above, and the caller's machine has AVX-512VL.
+        let [a, b] = groups;
+        // SAFETY: as above.
         unsafe {
-            let low = _mm256_srlv_epi32(vector(self.low, 0, i), self.low_shift);
-            let high = _mm256_rorv_epi32(vector(self.high, 0, i), self.high_turn);
-            let both = _mm256_ternarylogic_epi32::<CHOOSE>(low, high, _mm256_set1_epi8(low_mask));
-            _mm256_and_si256(both, _mm256_set1_epi8(mask))
+            let low = KGroup::pair_low_unmasked(groups, i);
+            let high = side_by_side(vector(a.high, 0, i), vector(b.high, 0, i));
+            let high = _mm512_rorv_epi32(high, side_by_side(a.high_turn, a.high_turn));
+            let both = _mm512_ternarylogic_epi32::<CHOOSE>(low, high, _mm512_set1_epi8(low_mask));
+            _mm512_and_si512(both, _mm512_set1_epi8(mask))
         }
     }
 }
@@ -217,11 +236,6 @@ impl<const FIFTH: bool> Format for Q45K<FIFTH> {
         }
     }
     #[inline(always)]
-    unsafe fn codes_avx512(&self, group: &KGroup, i: usize) -> __m256i {
-        // SAFETY: as above.
-        unsafe { if FIFTH { group.joined::<4, 1>(i) } else { group.low(i, 15) } }
-    }
-    #[inline(always)]
     unsafe fn scale(&self, run: usize) -> __m256i {
         // SAFETY: as above.
         unsafe { twice_unsigned(self.scales.scales[run / 8 % 2], run % 8 / 2) }
@@ -240,6 +254,14 @@ impl<const FIFTH: bool> Format for Q45K<FIFTH> {
     unsafe fn dmin(&self, _: usize) -> __m256 {
         // SAFETY: as above.
         unsafe { negated(halves(self.tile.add(16))) }
+    }
+}
+
+impl<const FIFTH: bool> WideFormat for Q45K<FIFTH> {
+    #[inline(always)]
+    unsafe fn pair_codes(groups: [&KGroup; 2], i: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe { if FIFTH { KGroup::joined::<4, 1>(groups, i) } else { KGroup::pair_low(groups, i, 15) } }
     }
 }
 
@@ -272,11 +294,6 @@ impl Format for Q6K {
         unsafe { _mm256_or_si256(group.low(i, 15), _mm256_slli_epi16::<4>(group.high(i, 3))) }
     }
     #[inline(always)]
-    unsafe fn codes_avx512(&self, group: &KGroup, i: usize) -> __m256i {
-        // SAFETY: as above.
-        unsafe { group.joined::<4, 2>(i) }
-    }
-    #[inline(always)]
     unsafe fn scale(&self, run: usize) -> __m256i {
         // SAFETY: as above.
         unsafe { twice_signed(vector(self.tile, 0, run / 4), run % 4) }
@@ -285,6 +302,14 @@ impl Format for Q6K {
     unsafe fn d(&self, _: usize) -> __m256 {
         // SAFETY: as above.
         unsafe { halves(self.tile.add(1664)) }
+    }
+}
+
+impl WideFormat for Q6K {
+    #[inline(always)]
+    unsafe fn pair_codes(groups: [&KGroup; 2], i: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe { KGroup::joined::<4, 2>(groups, i) }
     }
 }
 
@@ -326,11 +351,6 @@ impl Format for Q3K {
         unsafe { _mm256_or_si256(group.low(i, 3), _mm256_slli_epi16::<2>(group.high(i, 1))) }
     }
     #[inline(always)]
-    unsafe fn codes_avx512(&self, group: &KGroup, i: usize) -> __m256i {
-        // SAFETY: as above.
-        unsafe { group.joined::<2, 1>(i) }
-    }
-    #[inline(always)]
     unsafe fn scale(&self, run: usize) -> __m256i {
         // SAFETY: as above.
         unsafe { _mm256_sub_epi16(twice_unsigned(self.scales[run / 4 % 4], run % 4), _mm256_set1_epi16(32)) }
@@ -339,6 +359,14 @@ impl Format for Q3K {
     unsafe fn d(&self, _: usize) -> __m256 {
         // SAFETY: as above.
         unsafe { halves(self.tile.add(864)) }
+    }
+}
+
+impl WideFormat for Q3K {
+    #[inline(always)]
+    unsafe fn pair_codes(groups: [&KGroup; 2], i: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe { KGroup::joined::<2, 1>(groups, i) }
     }
 }
 
@@ -389,5 +417,13 @@ impl Format for Q2K {
     unsafe fn dmin(&self, _: usize) -> __m256 {
         // SAFETY: as above.
         unsafe { negated(halves(self.tile.add(16))) }
+    }
+}
+
+impl WideFormat for Q2K {
+    #[inline(always)]
+    unsafe fn pair_codes(groups: [&KGroup; 2], i: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe { KGroup::pair_low(groups, i, 3) }
     }
 }

@@ -3,8 +3,9 @@
 
 use std::arch::x86_64::*;
 
-use crate::avx2_integers::Format;
+use crate::avx2_integers::{Format, WideFormat};
 use crate::avx2_k_formats::{halves, moved};
+use crate::avx512_integers::side_by_side;
 use crate::blocks::IQ4_LEVELS;
 
 /// Vector `i` of the nibbles of a group.
@@ -14,6 +15,34 @@ unsafe fn nibbles(group: *const u8, i: usize) -> __m256i {
     unsafe {
         let v = _mm256_loadu_si256(group.add(i % 4 * 32).cast());
         if i < 4 { moved::<0, 0>(v, 15) } else { moved::<4, 0>(v, 15) }
+    }
+}
+
+/// Two vectors from memory side by side.
+#[inline(always)]
+pub(crate) unsafe fn loaded([a, b]: [*const u8; 2]) -> __m512i {
+    // SAFETY: the caller's promise: they are there, and the machine has AVX-512.
+    unsafe { side_by_side(_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast())) }
+}
+
+/// Vector `i` of the nibbles of two groups.
+#[inline(always)]
+unsafe fn pair_nibbles([a, b]: [*const u8; 2], i: usize) -> __m512i {
+    // SAFETY: as above.
+    unsafe {
+        let both = loaded([a.add(i % 4 * 32), b.add(i % 4 * 32)]);
+        let nibbles = if i < 4 { both } else { _mm512_srli_epi16::<4>(both) };
+        _mm512_and_si512(nibbles, _mm512_set1_epi8(15))
+    }
+}
+
+/// The levels that they stand for.
+#[inline(always)]
+unsafe fn pair_levels(groups: [*const u8; 2], i: usize) -> __m512i {
+    // SAFETY: as above; there are sixteen levels.
+    unsafe {
+        let table = _mm512_broadcast_i32x4(_mm_loadu_si128(IQ4_LEVELS.as_ptr().cast()));
+        _mm512_shuffle_epi8(table, pair_nibbles(groups, i))
     }
 }
 
@@ -100,6 +129,23 @@ impl<const O: i32, const M: bool, const F: bool> Format for SmallBlocks<O, M, F>
     }
 }
 
+impl<const O: i32, const M: bool, const F: bool> WideFormat for SmallBlocks<O, M, F> {
+    #[inline(always)]
+    unsafe fn pair_codes([a, b]: [&SmallGroup; 2], i: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe {
+            let low = pair_nibbles([a.codes, b.codes], i);
+            if !F {
+                return low;
+            }
+            // Bit `i` to bit 4.
+            let fifth = loaded([a.fifth, b.fifth]);
+            let fifth = _mm512_rolv_epi32(fifth, _mm512_set1_epi32(4 - i as i32));
+            _mm512_or_si512(low, _mm512_and_si512(fifth, _mm512_set1_epi8(16)))
+        }
+    }
+}
+
 /// The levels that the nibbles of a group stand for.
 #[inline(always)]
 unsafe fn levels(group: *const u8, i: usize) -> __m256i {
@@ -157,6 +203,14 @@ impl<const LEVELS: bool> Format for ScaledBlocks<LEVELS> {
     }
 }
 
+impl<const LEVELS: bool> WideFormat for ScaledBlocks<LEVELS> {
+    #[inline(always)]
+    unsafe fn pair_codes([a, b]: [&*const u8; 2], i: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe { if LEVELS { pair_levels([*a, *b], i) } else { loaded([a.add(i * 32), b.add(i * 32)]) } }
+    }
+}
+
 /// IQ4_XS: levels, and scales of 6 bits minus 32.
 pub(crate) struct Iq4Xs {
     tile: *const u8,
@@ -208,5 +262,13 @@ impl Format for Iq4Xs {
     unsafe fn d(&self, _: usize) -> __m256 {
         // SAFETY: as above.
         unsafe { halves(self.tile) }
+    }
+}
+
+impl WideFormat for Iq4Xs {
+    #[inline(always)]
+    unsafe fn pair_codes([a, b]: [&*const u8; 2], i: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe { pair_levels([*a, *b], i) }
     }
 }

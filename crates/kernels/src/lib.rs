@@ -23,6 +23,8 @@ mod avx2_k_formats;
 mod avx2_small_formats;
 #[cfg(target_arch = "x86_64")]
 mod avx2_unpacked;
+#[cfg(target_arch = "x86_64")]
+mod avx512_integers;
 pub mod blocks;
 pub mod cpu;
 mod error;

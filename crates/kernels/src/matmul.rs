@@ -2,6 +2,11 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use octet_checkpoint::ElementType;
+
+#[cfg(target_arch = "x86_64")]
+use crate::activations::Scaling;
 use crate::activations::{ActivationView, Activations};
 use crate::lanes::Instructions;
 use crate::packed::{PackedMatrix, PackedShape};
@@ -18,9 +23,6 @@ const CHUNK_ROWS: usize = 256;
 /// Work items for each thread that are worth having, for balance.
 const ITEMS_PER_THREAD: usize = 8;
 
-/// From this many tokens on AMX is used: below, expanding its operands should cost more than it saves. Reckoned, not tuned.
-#[cfg(target_arch = "x86_64")]
-const AMX_FROM_TOKENS: usize = 5;
 /// From more tokens on than this, AMX takes all panels of a work item at once, tile by tile: fewer tokens stay in the second
 /// cache anyway, and panels that are read through one after the other are read faster.
 #[cfg(target_arch = "x86_64")]
@@ -112,7 +114,11 @@ impl Job<'_> {
             let row = panel * ROWS;
             // SAFETY: a panel belongs to one item.
             let y = unsafe { self.y.part(token * rows + row, (rows - row).min(ROWS)) };
-            y.copy_from_slice(&sums[..y.len()]);
+            // Of a length that the compiler knows, a copy is one instruction.
+            match y.as_mut_array() {
+                Some(y) => *y = *sums,
+                None => y.copy_from_slice(&sums[..y.len()]),
+            }
         });
     }
 }
@@ -137,12 +143,23 @@ pub(crate) fn for_each_sum(
     }
 }
 
+/// From this many tokens on AMX is used: below, expanding its operands costs more than it saves. As measured.
+#[cfg(target_arch = "x86_64")]
+fn amx_from_tokens(kind: ElementType) -> usize {
+    match Scaling::of(kind) {
+        Scaling::Tiles => 7,
+        Scaling::Groups => 9,
+    }
+}
+
 /// The way in which panels and tokens are multiplied.
 #[derive(Clone, Copy)]
 enum Way {
     Portable,
     #[cfg(target_arch = "x86_64")]
-    Avx2(crate::avx2::Vnni),
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
     #[cfg(target_arch = "x86_64")]
     Amx,
     #[cfg(target_arch = "aarch64")]
@@ -152,14 +169,21 @@ enum Way {
 impl Way {
     #[cfg(target_arch = "x86_64")]
     fn of(instructions: Instructions, w: &PackedMatrix, tokens: usize) -> Way {
-        use crate::avx2::{Vnni, has_vnni};
-        let amx = instructions == Instructions::Amx && crate::amx::is_available();
+        let kind = w.element_type();
         match instructions {
             Instructions::Portable => Way::Portable,
             _ if !crate::lanes_avx2::Avx2::is_available() => Way::Portable,
-            _ if amx && tokens >= AMX_FROM_TOKENS && crate::amx::multiplies(w.element_type()) => Way::Amx,
-            Instructions::Avx2 => Way::Avx2(Vnni::Absent),
-            _ => Way::Avx2(if has_vnni() { Vnni::Present } else { Vnni::Absent }),
+            Instructions::Amx
+                if tokens >= amx_from_tokens(kind) && crate::amx::is_available() && crate::amx::multiplies(kind) =>
+            {
+                Way::Amx
+            }
+            Instructions::Amx | Instructions::Vnni
+                if crate::avx2::has_vnni() && crate::avx512_integers::multiplies(kind) =>
+            {
+                Way::Avx512
+            }
+            _ => Way::Avx2,
         }
     }
 
@@ -181,9 +205,9 @@ impl Way {
     fn panels_at_once(self, panels: usize, tokens: usize) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Way::Amx if tokens > MANY_TOKENS => panels.max(1),
+            Way::Amx | Way::Avx512 if tokens > MANY_TOKENS => panels.max(1),
             #[cfg(target_arch = "x86_64")]
-            Way::Amx => STREAMS,
+            Way::Amx | Way::Avx512 => STREAMS,
             _ if tokens <= FEW_TOKENS => STREAMS,
             _ => 1,
         }
@@ -214,17 +238,24 @@ impl Way {
         let n_tokens = tokens.len();
         match self {
             #[cfg(target_arch = "x86_64")]
-            Way::Amx if shape.tiles > 0 => {
-                const { assert!(crate::amx::PANELS == STREAMS) };
+            Way::Amx | Way::Avx512 if shape.tiles > 0 => {
+                const { assert!(crate::amx::PANELS == STREAMS && crate::avx512_integers::PANELS == STREAMS) };
                 SUMS.with_borrow_mut(|sums| {
-                    sums.clear();
-                    sums.resize(panels.len().div_ceil(STREAMS) * n_tokens, [0.0; STREAMS * ROWS]);
+                    // What they hold from the last time is written over.
+                    let len = panels.len().div_ceil(STREAMS) * n_tokens;
+                    sums.resize(len.max(sums.len()), [0.0; STREAMS * ROWS]);
+                    let sums = &mut sums[..len];
                     // SAFETY: `Way::of` has seen that the machine has the instructions.
-                    unsafe { crate::amx::panels(shape, bytes, x, tokens.clone(), sums) };
-                    for (panel, at) in panels.zip(0..) {
-                        let of_quad = &sums[at / STREAMS * n_tokens..][..n_tokens];
+                    unsafe {
+                        match self {
+                            Way::Amx => crate::amx::panels(shape, bytes, x, tokens.clone(), sums),
+                            _ => crate::avx512_integers::panels(shape, bytes, x, tokens.clone(), sums),
+                        }
+                    }
+                    for (of_quad, first) in sums.chunks_exact(n_tokens).zip(panels.clone().step_by(STREAMS)) {
                         for (token, sums) in tokens.clone().zip(of_quad) {
-                            each(panel, token, &sums.as_chunks().0[at % STREAMS]);
+                            let quad = first..(first + STREAMS).min(panels.end);
+                            quad.zip(sums.as_chunks().0).for_each(|(panel, sums)| each(panel, token, sums));
                         }
                     }
                 });
@@ -252,9 +283,9 @@ impl Way {
         match self {
             _ if shape.tiles == 0 => {}
             #[cfg(target_arch = "x86_64")]
-            Way::Avx2(vnni) => {
+            Way::Avx2 => {
                 // SAFETY: `Way::of` has seen that the machine has the instructions.
-                unsafe { crate::avx2::panels(vnni, shape, bytes, x, first, sums) };
+                unsafe { crate::avx2::panels(shape, bytes, x, first, sums) };
             }
             #[cfg(target_arch = "aarch64")]
             Way::Neon => {

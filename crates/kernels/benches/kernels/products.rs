@@ -15,7 +15,7 @@ const DIM: usize = 4096;
 const HIDDEN_DIM: usize = 3584;
 const N_EXPERTS: usize = 8;
 const EXPERTS_PER_TOKEN: usize = 2;
-const TOKENS: [usize; 4] = [1, 4, 16, 128];
+const TOKENS: [usize; 5] = [1, 4, 8, 16, 128];
 
 /// `matmul/TYPE/TOKENS`: every call takes another matrix.
 pub fn matmul(criterion: &mut Criterion, pool: &ThreadPool, roofline: &Roofline<'_>) {

@@ -4,25 +4,13 @@ use std::arch::x86_64::*;
 
 use super::{Scratch, Work};
 use crate::avx2::prefetch;
-use crate::avx2_integers::{Format, minimum_pairs};
+use crate::avx2_integers::{WideFormat, minimum_pairs};
+use crate::avx512_integers::{floats_side_by_side, side_by_side};
 use crate::packed_layout::GROUP;
-
-/// The packed vectors of two panels side by side.
-#[inline(always)]
-unsafe fn side_by_side(a: __m256i, b: __m256i) -> __m512i {
-    // SAFETY: the caller's machine has AVX-512.
-    unsafe { _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b) }
-}
-
-#[inline(always)]
-unsafe fn floats_side_by_side(a: __m256, b: __m256) -> __m512 {
-    // SAFETY: as above.
-    unsafe { _mm512_castsi512_ps(side_by_side(_mm256_castps_si256(a), _mm256_castps_si256(b))) }
-}
 
 /// Unpacks a tile of panels `2 pair` and `2 pair + 1`.
 #[inline(always)]
-pub(super) unsafe fn expand<F: Format>(work: &Work, pair: usize, out: &mut Scratch) {
+pub(super) unsafe fn expand<F: WideFormat>(work: &Work, pair: usize, out: &mut Scratch) {
     let groups = work.cols / GROUP;
     let tiles = [work.tiles[2 * pair], work.tiles[2 * pair + 1]];
     let next = [work.next[2 * pair], work.next[2 * pair + 1]];
@@ -43,7 +31,7 @@ pub(super) unsafe fn expand<F: Format>(work: &Work, pair: usize, out: &mut Scrat
                     let run = 2 * group + vector / 4;
                     scale = side_by_side(a.scale(run), b.scale(run));
                 }
-                let codes = side_by_side(a.codes_avx512(&codes_a, vector), b.codes_avx512(&codes_b, vector));
+                let codes = F::pair_codes([&codes_a, &codes_b], vector);
                 let at = 8 * group + vector;
                 if F::FLOAT_SCALES {
                     let offset = _mm512_set1_epi8(if F::OFFSET_BITS == 0 { 0 } else { 1 << F::OFFSET_BITS });
@@ -73,7 +61,7 @@ pub(super) unsafe fn expand<F: Format>(work: &Work, pair: usize, out: &mut Scrat
 
 /// Low and high bytes of 64 codes times the scales of their rows.
 #[inline(always)]
-unsafe fn scaled_bytes<F: Format>(codes: __m512i, scale: __m512i) -> [__m512i; 2] {
+unsafe fn scaled_bytes<F: WideFormat>(codes: __m512i, scale: __m512i) -> [__m512i; 2] {
     const ODD_BYTES: u64 = 0xAAAA_AAAA_AAAA_AAAA;
     // SAFETY: the caller's machine has AVX-512 BW.
     unsafe {

@@ -1,0 +1,388 @@
+//! Products of few tokens by VNNI in 512 bits: two panels side by side, sixteen rows in the lanes of a vector, and four panels
+//! at a time, so that a word of activations that was spread over the lanes meets 32 rows, and a core reads four streams evenly.
+//!
+//! The integers and the float operations are those of `avx2_integers.rs`, in the same order, so the bits are the same too.
+//! Signed codes are made unsigned by adding 128; what that adds to a sum is taken off where the sum begins, as the offsets of
+//! other types are.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use octet_checkpoint::ElementType;
+
+use crate::activations::{ActivationView, Scaling, WORDS, section};
+use crate::avx2::prefetch;
+use crate::avx2_integers::{WideFormat, minimum_pairs};
+use crate::packed::PackedShape;
+use crate::packed_layout::{GROUP, ROWS};
+use crate::{avx2_k_formats as k, avx2_small_formats as small};
+
+/// Panels that are multiplied at once.
+pub(crate) const PANELS: usize = 4;
+/// Most tokens that are multiplied at once: their sums, of integers and of floats, fill half of the registers.
+const TOKENS: usize = 4;
+
+/// `[pair][row]`, a pair being two panels.
+type QuadSums = [f32; PANELS * ROWS];
+
+/// Multiplies a tile of four panels by tokens.
+type Kernel = unsafe fn(&Work);
+
+fn kernel(kind: ElementType) -> Option<Kernel> {
+    use ElementType::*;
+    Some(match kind {
+        Q4_0 => multiply::<small::Q4_0>,
+        Q4_1 => multiply::<small::Q4_1>,
+        Q5_0 => multiply::<small::Q5_0>,
+        Q5_1 => multiply::<small::Q5_1>,
+        Q8_0 => multiply::<small::Q8_0>,
+        IQ4_NL => multiply::<small::Iq4Nl>,
+        Q2_K => multiply::<k::Q2K>,
+        Q3_K => multiply::<k::Q3K>,
+        Q4_K => multiply::<k::Q4K>,
+        Q5_K => multiply::<k::Q5K>,
+        Q6_K => multiply::<k::Q6K>,
+        IQ4_XS => multiply::<small::Iq4Xs>,
+        _ => return None,
+    })
+}
+
+/// Whether there is a kernel for the type.
+pub(crate) fn multiplies(kind: ElementType) -> bool {
+    kernel(kind).is_some()
+}
+
+/// A tile of four panels times tokens.
+struct Work {
+    /// The tile of each panel.
+    tiles: [*const u8; PANELS],
+    cols: usize,
+    /// The tiles to prefetch.
+    next: [*const u8; PANELS],
+    /// The tokens' blocks of activations, and behind them as many again as fill the last four.
+    x: *const [u32; WORDS],
+    tokens: usize,
+    /// `[token]`.
+    sums: *mut QuadSums,
+    /// All lanes where the sums go on, none where they begin.
+    goes_on: __mmask16,
+}
+
+/// `sums [quad][token]` = the rows of the panels in `bytes` times `tokens`, a quad for every four panels, the last of which may
+/// lack some. Behind `bytes` lies what is to be read next.
+///
+/// # Safety
+/// The machine must have VNNI, F, BW and VL of AVX-512.
+pub(crate) unsafe fn panels(
+    shape: &PackedShape,
+    bytes: &[u8],
+    x: &ActivationView<'_>,
+    tokens: Range<usize>,
+    sums: &mut [QuadSums],
+) {
+    let n_panels = bytes.len() / shape.panel_bytes;
+    assert!(bytes.len() == n_panels * shape.panel_bytes && sums.len() == n_panels.div_ceil(PANELS) * tokens.len());
+    assert!(tokens.end <= x.rows, "tokens {tokens:?} of {}", x.rows);
+    let kernel = kernel(shape.kind).expect("the caller asked whether there is one");
+    let scaling = Scaling::of(shape.kind);
+    for (quad, sums) in sums.chunks_exact_mut(tokens.len()).enumerate() {
+        // A panel that lacks is another one, and its sums are not used.
+        let panels = std::array::from_fn(|p| (quad * PANELS + p).min(n_panels - 1) * shape.panel_bytes);
+        for tile in 0..shape.tiles {
+            let x = x.padded_ints(scaling, tile, tokens.start, tokens.len().next_multiple_of(TOKENS));
+            let tiles = panels.map(|panel: usize| bytes.as_ptr().wrapping_add(panel + tile * shape.tile_bytes));
+            // The tile behind the last one is the first of the panels that come next.
+            let last = tile + 1 == shape.tiles;
+            let ahead = if last { bytes.len() - tile * shape.tile_bytes } else { shape.tile_bytes };
+            let work = Work {
+                tiles,
+                cols: shape.tile_cols(tile),
+                next: tiles.map(|tile| tile.wrapping_add(ahead)),
+                x: x.as_ptr(),
+                tokens: tokens.len(),
+                sums: sums.as_mut_ptr(),
+                goes_on: if tile == 0 { 0 } else { !0 },
+            };
+            // SAFETY: the machine has the instructions; tiles, activations and sums are there.
+            unsafe { kernel(&work) };
+        }
+    }
+}
+
+/// A [`Kernel`].
+///
+/// # Safety
+/// The machine must have the instructions; what [`Work`] points to must be there.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn multiply<F: WideFormat>(work: &Work) {
+    let groups = work.cols / GROUP;
+    // SAFETY: the caller's promise; behind the last token's activations lie as many as fill four.
+    unsafe {
+        // Written out: a closure would be compiled without the instructions.
+        let [a, b, c, d] = work.tiles;
+        let quad = Quad([[F::new(a, groups), F::new(b, groups)], [F::new(c, groups), F::new(d, groups)]]);
+        for first in (0..work.tokens).step_by(TOKENS) {
+            let n = (work.tokens - first).min(TOKENS);
+            let (x, sums) = (work.x.add(first).cast(), work.sums.add(first));
+            // Memory is asked for along with the first tokens.
+            let next = (first == 0).then_some(&work.next);
+            match n {
+                1 => some_tokens::<F, 1>(&quad, work, next, Tokens(x), n, sums),
+                2 => some_tokens::<F, 2>(&quad, work, next, Tokens(x), n, sums),
+                _ => some_tokens::<F, TOKENS>(&quad, work, next, Tokens(x), n, sums),
+            }
+        }
+    }
+}
+
+/// The tiles of two pairs of panels.
+struct Quad<F>([[F; 2]; 2]);
+
+/// Two halves of a vector.
+#[inline(always)]
+pub(crate) unsafe fn side_by_side(a: __m256i, b: __m256i) -> __m512i {
+    // SAFETY: the caller's machine has AVX-512.
+    unsafe { _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b) }
+}
+
+#[inline(always)]
+pub(crate) unsafe fn floats_side_by_side(a: __m256, b: __m256) -> __m512 {
+    // SAFETY: as above.
+    unsafe { _mm512_castsi512_ps(side_by_side(_mm256_castps_si256(a), _mm256_castps_si256(b))) }
+}
+
+// SAFETY of every block in this implementation: the promise of `multiply`'s caller.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl<F: WideFormat> Quad<F> {
+    /// Columns `4 vector ..+ 4` of a group: unsigned codes, of signed ones plus 128.
+    #[inline(always)]
+    unsafe fn codes(&self, pair: usize, group: usize, vector: usize) -> __m512i {
+        let [a, b] = &self.0[pair];
+        unsafe {
+            let codes = F::pair_codes([&a.group(group), &b.group(group)], vector);
+            if F::SIGNED { _mm512_xor_si512(codes, _mm512_set1_epi8(-128)) } else { codes }
+        }
+    }
+
+    /// See [`Format::scale`](crate::avx2_integers::Format::scale); so for the others.
+    #[inline(always)]
+    unsafe fn scale(&self, pair: usize, run: usize) -> __m512i {
+        let [a, b] = &self.0[pair];
+        unsafe { side_by_side(a.scale(run), b.scale(run)) }
+    }
+
+    #[inline(always)]
+    unsafe fn minimums(&self, pair: usize, index: usize) -> __m512i {
+        let [a, b] = &self.0[pair];
+        unsafe { side_by_side(a.minimums(index), b.minimums(index)) }
+    }
+
+    #[inline(always)]
+    unsafe fn d(&self, pair: usize, group: usize) -> __m512 {
+        let [a, b] = &self.0[pair];
+        unsafe { floats_side_by_side(a.d(group), b.d(group)) }
+    }
+
+    #[inline(always)]
+    unsafe fn dmin(&self, pair: usize, group: usize) -> __m512 {
+        let [a, b] = &self.0[pair];
+        unsafe { floats_side_by_side(a.dmin(group), b.dmin(group)) }
+    }
+}
+
+/// The words of a tile of activations of `T` tokens.
+struct Tokens<const T: usize>(*const u32);
+
+impl<const T: usize> Tokens<T> {
+    /// Word `word` of token `token` in all lanes.
+    #[inline(always)]
+    unsafe fn word(&self, word: usize, token: usize) -> __m512i {
+        // SAFETY: the tile has the word.
+        unsafe { _mm512_set1_epi32(self.0.add(token * WORDS + word).cast::<i32>().read()) }
+    }
+
+    /// The same as a float: a scale, or a sum.
+    #[inline(always)]
+    unsafe fn float(&self, word: usize, token: usize) -> __m512 {
+        // SAFETY: the tile has the word.
+        unsafe { _mm512_castsi512_ps(self.word(word, token)) }
+    }
+}
+
+/// Sums of `T` tokens and both pairs.
+type Ints<const T: usize> = [[__m512i; T]; 2];
+type Floats<const T: usize> = [[__m512; T]; 2];
+
+/// `T` tokens, of which the first `n` count.
+#[inline(always)]
+unsafe fn some_tokens<F: WideFormat, const T: usize>(
+    quad: &Quad<F>,
+    work: &Work,
+    next: Option<&[*const u8; PANELS]>,
+    x: Tokens<T>,
+    n: usize,
+    sums: *mut QuadSums,
+) {
+    // SAFETY: the caller's promise, see `multiply`; sums behind the last token are neither read nor written.
+    unsafe {
+        let at = |pair: usize, t: usize| sums.add(t.min(n - 1)).cast::<f32>().add(2 * ROWS * pair);
+        let mut y: Floats<T> =
+            std::array::from_fn(|p| std::array::from_fn(|t| _mm512_maskz_loadu_ps(work.goes_on, at(p, t))));
+        let mut ints: Ints<T> = [[_mm512_setzero_si512(); T]; 2];
+        let groups = work.cols / GROUP;
+        // A loop, not written out: in a longer body the compiler runs out of registers.
+        for group in 0..groups {
+            if let Some(next) = next {
+                let lines = F::BYTES.div_ceil(64);
+                for line in group * lines / 8..(group + 1) * lines / 8 {
+                    next.iter().for_each(|tile| prefetch(tile.wrapping_add(line * 64)));
+                }
+            }
+            if F::FLOAT_SCALES {
+                let sums = run_sums(quad, group, 0..8, section::OFFSET_32 + group, &x);
+                end_group(quad, group, &x, &sums, &mut y);
+            } else if F::SCALE_COLUMNS == 32 {
+                let sums = run_sums(quad, group, 0..8, section::OFFSET_32 + group, &x);
+                scale_run(quad, 2 * group, &sums, &mut ints);
+            } else {
+                for run in 0..2 {
+                    let minus_sum = section::OFFSET_16 + 2 * group + run;
+                    let sums = run_sums(quad, group, 4 * run..4 * run + 4, minus_sum, &x);
+                    scale_run(quad, 2 * group + run, &sums, &mut ints);
+                }
+            }
+        }
+        if !F::FLOAT_SCALES {
+            end_tile(quad, groups, &x, &ints, &mut y);
+        }
+        for (pair, y) in y.into_iter().enumerate() {
+            y.into_iter().enumerate().take(n).for_each(|(t, y)| _mm512_storeu_ps(at(pair, t), y));
+        }
+    }
+}
+
+/// `Σ code x` over the columns of a scale, some of a group's vectors; word `minus_sum` holds `-Σx` of those.
+#[inline(always)]
+unsafe fn run_sums<F: WideFormat, const T: usize>(
+    quad: &Quad<F>,
+    group: usize,
+    vectors: Range<usize>,
+    minus_sum: usize,
+    x: &Tokens<T>,
+) -> Ints<T> {
+    let offset_bits = if F::SIGNED { 7 } else { F::OFFSET_BITS };
+    // SAFETY: the caller's promise, see `multiply`.
+    unsafe {
+        let offset = _mm512_set1_epi16(1 << offset_bits);
+        let start: [__m512i; T] = std::array::from_fn(|t| match offset_bits {
+            0 => _mm512_setzero_si512(),
+            _ => _mm512_madd_epi16(x.word(minus_sum, t), offset),
+        });
+        let mut sums = [start; 2];
+        for vector in vectors {
+            let codes = [quad.codes(0, group, vector), quad.codes(1, group, vector)];
+            for t in 0..T {
+                let word = x.word(8 * group + vector, t);
+                for (sums, codes) in sums.iter_mut().zip(codes) {
+                    sums[t] = _mm512_dpbusd_epi32(sums[t], codes, word);
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// Adds sums times their integer scale.
+#[inline(always)]
+unsafe fn scale_run<F: WideFormat, const T: usize>(quad: &Quad<F>, run: usize, sums: &Ints<T>, ints: &mut Ints<T>) {
+    for pair in 0..2 {
+        // SAFETY: the caller's promise, see `multiply`.
+        unsafe {
+            let twice = quad.scale(pair, run);
+            for (int, &sum) in ints[pair].iter_mut().zip(&sums[pair]) {
+                *int = if F::SMALL_SUMS {
+                    // The upper half of a sum that fits 16 bits is only its sign.
+                    _mm512_dpwssd_epi32(*int, sum, _mm512_srli_epi32::<16>(twice))
+                } else {
+                    _mm512_add_epi32(*int, _mm512_mullo_epi32(sum, _mm512_srai_epi32::<16>(twice)))
+                };
+            }
+        }
+    }
+}
+
+/// The float end of a group with a scale of its own.
+#[inline(always)]
+unsafe fn end_group<F: WideFormat, const T: usize>(
+    quad: &Quad<F>,
+    group: usize,
+    x: &Tokens<T>,
+    sums: &Ints<T>,
+    y: &mut Floats<T>,
+) {
+    // SAFETY: the caller's promise, see `multiply`.
+    unsafe {
+        for (pair, (y, sums)) in y.iter_mut().zip(sums).enumerate() {
+            let d = quad.d(pair, group);
+            for (t, (y, &sum)) in y.iter_mut().zip(sums).enumerate() {
+                let scale = _mm512_mul_ps(d, x.float(section::GROUP_SCALES + group, t));
+                *y = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum), *y);
+            }
+            if F::MINIMUM_COLUMNS > 0 {
+                let minimum = quad.dmin(pair, group);
+                for (t, y) in y.iter_mut().enumerate() {
+                    *y = _mm512_fmadd_ps(minimum, x.float(section::GROUP_SUMS + group, t), *y);
+                }
+            }
+        }
+    }
+}
+
+/// The float end of a tile of integer scales.
+#[inline(always)]
+unsafe fn end_tile<F: WideFormat, const T: usize>(
+    quad: &Quad<F>,
+    groups: usize,
+    x: &Tokens<T>,
+    ints: &Ints<T>,
+    y: &mut Floats<T>,
+) {
+    // SAFETY: the caller's promise, see `multiply`.
+    unsafe {
+        let minimums = minimum_sums(quad, groups, x);
+        for (pair, (y, ints)) in y.iter_mut().zip(ints).enumerate() {
+            let d = quad.d(pair, 0);
+            for (t, (y, &int)) in y.iter_mut().zip(ints).enumerate() {
+                let x_scale = x.float(section::SCALE, t);
+                *y = _mm512_fmadd_ps(_mm512_mul_ps(d, x_scale), _mm512_cvtepi32_ps(int), *y);
+                if F::MINIMUM_COLUMNS > 0 {
+                    let scale = _mm512_mul_ps(quad.dmin(pair, 0), x_scale);
+                    *y = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(minimums[pair][t]), *y);
+                }
+            }
+        }
+    }
+}
+
+/// `Σ minimum Σx` over the tile.
+#[inline(always)]
+unsafe fn minimum_sums<F: WideFormat, const T: usize>(quad: &Quad<F>, groups: usize, x: &Tokens<T>) -> Ints<T> {
+    // SAFETY: as below.
+    let mut sums: Ints<T> = unsafe { [[_mm512_setzero_si512(); T]; 2] };
+    if F::MINIMUM_COLUMNS == 0 {
+        return sums;
+    }
+    let first_word = if F::MINIMUM_COLUMNS == 16 { section::SUMS_16 } else { section::SUMS_32 };
+    for index in 0..minimum_pairs::<F>(groups) {
+        for (pair, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's promise, see `multiply`.
+            unsafe {
+                let minimums = quad.minimums(pair, index);
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    *sum = _mm512_dpwssd_epi32(*sum, minimums, x.word(first_word + index, t));
+                }
+            }
+        }
+    }
+    sums
+}
