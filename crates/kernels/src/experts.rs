@@ -82,7 +82,7 @@ impl Active {
 }
 
 /// Tokens whose gate and up are held at once.
-const GATE_UP_TOKENS: usize = 128;
+const GATE_UP_TOKENS: usize = 256;
 
 /// `y [tokens, dim]` = the weighted sum of what each token's experts make of `x [tokens, dim]`.
 ///
