@@ -8,18 +8,16 @@
 //! reads all that a layer holds of each sequence, and to look up an address anew every 4 KiB doubles the time, in a virtual
 //! machine.
 
+mod append;
 mod encode;
 mod layout;
 
+pub use append::Projections;
 pub use layout::KvType;
 pub(crate) use layout::{BLOCK, BLOCK_BYTES, GROUP_TOKENS, Layout, SCALES_BYTES, STRIP};
 use memmap2::MmapMut;
 
-use crate::shared_slice::SharedSlice;
-use crate::{Error, ThreadPool};
-
-/// Appends of fewer tokens are not worth waking other threads for.
-const PARALLEL_TOKENS: usize = 16;
+use crate::Error;
 
 /// Consecutive tokens of one sequence: new ones of a forward pass.
 #[derive(Clone, Copy, Debug)]
@@ -92,66 +90,6 @@ impl KvPages {
         self.layout.page_bytes() / self.layout.page_tokens
     }
 
-    /// Stores one token of one layer: `k` and `v` are `[n_kv_heads, head_dim]`.
-    ///
-    /// # Panics
-    /// If there is no such layer, page or slot.
-    pub fn append(&mut self, layer: usize, page: u32, slot: usize, k: &[f32], v: &[f32]) {
-        let layout = self.layout;
-        self.check(layer, page, slot);
-        assert_eq!(
-            (k.len(), v.len()),
-            (layout.n_kv_heads * layout.head_dim, k.len()),
-            "k and v are [n_kv_heads, head_dim]"
-        );
-        let writer = self.writer(layer);
-        for head in 0..layout.n_kv_heads {
-            let at = head * layout.head_dim..(head + 1) * layout.head_dim;
-            // SAFETY: there is one thread here.
-            unsafe { writer.write(head, page, slot, &k[at.clone()], &v[at]) };
-        }
-    }
-
-    /// Stores the tokens of many sequences in one layer: `k` and `v` are `[tokens, n_kv_heads, head_dim]`, the tokens of
-    /// `sequences` one after the other. Threads share the work by heads.
-    ///
-    /// # Panics
-    /// If a page table is too short or names no page, or if lengths do not match.
-    pub fn append_all<'a>(
-        &mut self,
-        pool: &ThreadPool,
-        layer: usize,
-        sequences: impl Iterator<Item = Queries<'a>> + Clone + Sync,
-        k: &[f32],
-        v: &[f32],
-    ) {
-        let layout = self.layout;
-        let width = layout.n_kv_heads * layout.head_dim;
-        let n_tokens: usize = sequences.clone().map(|s| s.n_tokens).sum();
-        assert_eq!(
-            (k.len(), v.len()),
-            (n_tokens * width, n_tokens * width),
-            "k and v are [tokens, n_kv_heads, head_dim]"
-        );
-        for (page, slot) in sequences.clone().flat_map(|s| places(s, layout.page_tokens)) {
-            self.check(layer, page, slot);
-        }
-        let writer = self.writer(layer);
-        let write_head = |head: usize| {
-            let places = sequences.clone().flat_map(|s| places(s, layout.page_tokens));
-            for (token, (page, slot)) in places.enumerate() {
-                let at = token * width + head * layout.head_dim..token * width + (head + 1) * layout.head_dim;
-                // SAFETY: a head is one item, so one thread has it.
-                unsafe { writer.write(head, page, slot, &k[at.clone()], &v[at]) };
-            }
-        };
-        if n_tokens < PARALLEL_TOKENS {
-            (0..layout.n_kv_heads).for_each(write_head);
-        } else {
-            pool.run(layout.n_kv_heads, &|head, _thread| write_head(head));
-        }
-    }
-
     /// The bytes of a page, all layers; what they mean depends on [`KvPages::format`].
     pub fn page(&self, page: u32) -> &[u8] {
         let bytes = self.layout.page_bytes();
@@ -204,41 +142,6 @@ impl KvPages {
         assert!(layer < n_layers, "layer {layer} of {n_layers}");
         assert!((page as usize) < self.n_pages, "page {page} of {}", self.n_pages);
         assert!(slot < page_tokens, "slot {slot} of {page_tokens}");
-    }
-
-    fn writer(&mut self, layer: usize) -> Writer<'_> {
-        Writer { memory: SharedSlice::new(&mut self.memory), layout: self.layout, layer }
-    }
-}
-
-/// Page and slot of every token.
-fn places(tokens: Queries<'_>, page_tokens: usize) -> impl Iterator<Item = (u32, usize)> {
-    let positions = tokens.first_position..tokens.first_position + tokens.n_tokens;
-    positions.map(move |p| (tokens.pages[p / page_tokens], p % page_tokens))
-}
-
-/// Writes into one layer of the pages, from several threads.
-struct Writer<'a> {
-    memory: SharedSlice<'a, u8>,
-    layout: Layout,
-    layer: usize,
-}
-
-impl Writer<'_> {
-    /// Stores one key and value, both `[head_dim]`.
-    ///
-    /// # Safety
-    /// No other thread writes to this head of the layer at the same time.
-    unsafe fn write(&self, head: usize, page: u32, slot: usize, k: &[f32], v: &[f32]) {
-        let layout = &self.layout;
-        let (group, slot) = (slot / GROUP_TOKENS, slot % GROUP_TOKENS);
-        let page = page as usize * layout.page_bytes();
-        let (keys, values) = (layout.keys_at(self.layer, head, group), layout.values_at(self.layer, head, group));
-        // SAFETY: this head's by the caller's promise, and keys and values of a head lie apart.
-        let (keys, values) = unsafe {
-            (self.memory.part(page + keys, layout.key_bytes()), self.memory.part(page + values, layout.value_bytes()))
-        };
-        encode::encode(layout.kind, slot, (k, keys), (v, values));
     }
 }
 

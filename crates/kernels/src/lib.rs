@@ -71,7 +71,7 @@ pub use attention::{AttentionLayer, AttentionScratch, attention};
 pub use error::Error;
 pub use experts::{Expert, ExpertChange, ExpertScratch, ExpertsChange, Routes, experts};
 pub use float_matmul::{FloatMatrix, FloatMatrixMut, Target, float_matmul, multiplies_bf16};
-pub use kv_pages::{KvPages, KvType, Queries};
+pub use kv_pages::{KvPages, KvType, Projections, Queries};
 pub use low_rank::{Changed, LowRank, add_low_rank};
 pub use matmul::{Product, matmul};
 pub use packed::{PackedMatrix, RowSource, Unsettled};

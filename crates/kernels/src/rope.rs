@@ -57,39 +57,25 @@ impl RopeAngles {
         self.cos.len().checked_div(self.head_dim).unwrap_or(0)
     }
 
-    /// Turns `x: [tokens, heads, head_dim]` in place.
-    ///
-    /// # Panics
-    /// If `x` is no whole number of heads for each token.
-    pub fn apply(&self, x: &mut [f32]) {
-        if self.tokens() == 0 {
-            assert!(x.is_empty(), "rotary angles were computed for no token");
-            return;
-        }
-        let width = x.len() / self.tokens();
-        assert!(
-            width * self.tokens() == x.len() && width.is_multiple_of(self.head_dim),
-            "x is [tokens, heads, head_dim]"
-        );
-        if width > 0 {
-            (0..self.tokens()).zip(x.chunks_exact_mut(width)).for_each(|(token, row)| self.apply_to_token(token, row));
-        }
+    /// Cosines and sines of a token, `[head_dim]` both.
+    #[inline(always)]
+    pub(crate) fn of_token(&self, token: usize) -> (&[f32], &[f32]) {
+        let at = token * self.head_dim..(token + 1) * self.head_dim;
+        (&self.cos[at.clone()], &self.sin[at])
     }
 
     /// Turns the heads `x: [heads, head_dim]` of one token of the batch.
     pub fn apply_to_token(&self, token: usize, x: &mut [f32]) {
-        let at = token * self.head_dim..(token + 1) * self.head_dim;
-        Instructions::best().run(Turn { cos: &self.cos[at.clone()], sin: &self.sin[at], x });
+        let (cos, sin) = self.of_token(token);
+        Instructions::best().run(Turn { cos, sin, x });
     }
-}
 
-impl RopeAngles {
     /// Turns the heads `x: [heads, head_dim]` of one token of the batch by the opposite angles: what was turned is as it
     /// was, and the gradient of what was turned becomes that of what it was.
     pub fn turn_token_back(&self, token: usize, x: &mut [f32]) {
-        let at = token * self.head_dim..(token + 1) * self.head_dim;
-        let opposite: Vec<f32> = self.sin[at.clone()].iter().map(|sin| -sin).collect();
-        Instructions::best().run(Turn { cos: &self.cos[at], sin: &opposite, x });
+        let (cos, sin) = self.of_token(token);
+        let opposite: Vec<f32> = sin.iter().map(|sin| -sin).collect();
+        Instructions::best().run(Turn { cos, sin: &opposite, x });
     }
 }
 
@@ -103,14 +89,23 @@ impl Kernel for Turn<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Lanes>(self) {
-        for head in self.x.chunks_exact_mut(self.cos.len()) {
-            let angles = self.cos.chunks_exact(2).zip(self.sin.chunks_exact(2));
-            for (pair, (cos, sin)) in head.chunks_exact_mut(2).zip(angles) {
-                let (a, b) = (pair[0], pair[1]);
-                pair[0] = a * cos[0] + b * sin[0];
-                pair[1] = b * cos[1] + a * sin[1];
-            }
-        }
+        self.x.chunks_exact_mut(self.cos.len()).for_each(|head| turn(head, self.cos, self.sin));
+    }
+}
+
+/// Turns pairs of `x`; all three as long.
+#[inline(always)]
+pub(crate) fn turn(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    // Four pairs at a time, which become one instruction each for products, sum and the change of places.
+    let (eights, pairs) = x.as_chunks_mut::<8>();
+    let ((cos, cos_rest), (sin, sin_rest)) = (cos.as_chunks::<8>(), sin.as_chunks::<8>());
+    for ((x, cos), sin) in eights.iter_mut().zip(cos).zip(sin) {
+        let old = *x;
+        *x = std::array::from_fn(|i| old[i] * cos[i] + old[i ^ 1] * sin[i]);
+    }
+    let angles = cos_rest.as_chunks::<2>().0.iter().zip(sin_rest.as_chunks::<2>().0);
+    for (x, (cos, sin)) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(angles) {
+        *x = [x[0] * cos[0] + x[1] * sin[0], x[1] * cos[1] + x[0] * sin[1]];
     }
 }
 
@@ -122,7 +117,8 @@ mod tests {
         let mut angles = RopeAngles::default();
         Rope::new(head_dim, theta).angles(positions, &mut angles);
         let mut x = x.to_vec();
-        angles.apply(&mut x);
+        let width = x.len() / positions.len();
+        x.chunks_exact_mut(width).enumerate().for_each(|(token, row)| angles.apply_to_token(token, row));
         x
     }
 

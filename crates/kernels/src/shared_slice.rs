@@ -2,6 +2,8 @@
 
 use std::marker::PhantomData;
 
+use crate::lanes::Lanes;
+
 /// A mutable slice that the threads of a region share.
 #[derive(Clone, Copy)]
 pub(crate) struct SharedSlice<'a, T> {
@@ -19,6 +21,12 @@ impl<'a, T> SharedSlice<'a, T> {
     /// Shares `slice` until the result is dropped.
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
         SharedSlice { start: slice.as_mut_ptr(), len: slice.len(), borrowed: PhantomData }
+    }
+
+    /// Asks for the cache line of an element.
+    #[inline(always)]
+    pub(crate) fn prefetch<V: Lanes>(&self, at: usize) {
+        V::prefetch(self.start.wrapping_add(at).cast());
     }
 
     /// Elements `start..start + len`.

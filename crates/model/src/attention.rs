@@ -4,8 +4,8 @@
 
 use octet_checkpoint::LayerTensor;
 use octet_kernels::{
-    Activations, AttentionLayer, AttentionScratch, LowRank, PackedMatrix, Product, Reads, RopeAngles, ThreadPool,
-    matmul,
+    Activations, AttentionLayer, AttentionScratch, LowRank, PackedMatrix, Product, Projections, Reads, RopeAngles,
+    ThreadPool, matmul,
 };
 
 use crate::lora::{Loras, change};
@@ -75,11 +75,9 @@ impl Attention {
             change(step.pool, lora.wk.as_ref(), rows.clone(), (x, k), inner);
             change(step.pool, lora.wv.as_ref(), rows, (x, v), inner);
         }
-        step.angles.apply(q);
-        step.angles.apply(k);
         let (tables, pages) = cache.split();
         let queries = step.batch.runs.iter().map(|run| tables.queries(run));
-        pages.append_all(step.pool, step.layer, queries.clone(), k, v);
+        pages.append_turned(step.pool, step.layer, queries.clone(), Projections { angles: step.angles, q, k, v });
         let past = AttentionLayer { pages, layer: step.layer, window: config.sliding_window };
         octet_kernels::attention(step.pool, q, &past, queries, scratch, attended);
         record.input(step.layer, LayerTensor::Wo, attended, config.q_dim());

@@ -86,7 +86,21 @@ impl Layout {
         match self.kind {
             KvType::F32 => dim * GROUP_TOKENS * 4,
             KvType::F16 => dim * GROUP_TOKENS * 2,
-            KvType::Q8_0 => dim * GROUP_TOKENS + self.head_dim.div_ceil(BLOCK) * SCALES_BYTES,
+            KvType::Q8_0 => dim * GROUP_TOKENS + self.blocks() * SCALES_BYTES,
+        }
+    }
+
+    /// Blocks of [`BLOCK`] dimensions of a head, of which the last may be shorter.
+    pub(crate) fn blocks(&self) -> usize {
+        self.head_dim.div_ceil(BLOCK)
+    }
+
+    /// Bytes of the keys, or of the values, of a whole block of a group: it lies in one piece whatever the kind.
+    pub(crate) fn block_bytes(&self) -> usize {
+        match self.kind {
+            KvType::F32 => BLOCK * GROUP_TOKENS * 4,
+            KvType::F16 => BLOCK * GROUP_TOKENS * 2,
+            KvType::Q8_0 => BLOCK_BYTES,
         }
     }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::{Rope, RopeAngles, ThreadPool};
 
 fn numbers(n: usize, seed: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 500.0 - 2.0).collect()
@@ -78,7 +79,7 @@ fn tokens_come_back_as_they_were_within_their_type() {
 fn many_sequences_at_once_are_the_same_as_one_by_one() {
     let pool = ThreadPool::new(2);
     for kind in [KvType::F32, KvType::F16, KvType::Q8_0] {
-        let (heads, dim) = (3, 12);
+        let (heads, dim) = (3, 40);
         let new = || KvPages::new(kind, 2, heads, dim, 16, 8).unwrap();
         let (mut together, mut alone) = (new(), new());
         let sequences = [
@@ -86,13 +87,23 @@ fn many_sequences_at_once_are_the_same_as_one_by_one() {
             Queries { pages: &[7], first_position: 0, n_tokens: 1 },
             Queries { pages: &[2, 4], first_position: 16, n_tokens: 2 },
         ];
-        let (k, v) = (numbers(33 * heads * dim, 1), numbers(33 * heads * dim, 2));
-        together.append_all(&pool, 1, sequences.into_iter(), &k, &v);
-        let mut rows = k.chunks(heads * dim).zip(v.chunks(heads * dim));
+        let (q, k, v) = (numbers(33 * 5 * dim, 3), numbers(33 * heads * dim, 1), numbers(33 * heads * dim, 2));
+        let positions: Vec<usize> =
+            sequences.iter().flat_map(|s| s.first_position..s.first_position + s.n_tokens).collect();
+        let mut angles = RopeAngles::default();
+        Rope::new(dim, 1e4).angles(&positions, &mut angles);
+        let mut turned = q.clone();
+        let new = Projections { angles: &angles, q: &mut turned, k: &k, v: &v };
+        together.append_turned(&pool, 1, sequences.into_iter(), new);
+        let rows = k.chunks(heads * dim).zip(v.chunks(heads * dim)).zip(q.chunks(5 * dim)).zip(turned.chunks(5 * dim));
+        let mut rows = rows.enumerate();
         for sequence in sequences {
             for position in sequence.first_position..sequence.first_position + sequence.n_tokens {
-                let (k, v) = rows.next().unwrap();
-                alone.append(1, sequence.pages[position / 16], position % 16, k, v);
+                let (token, (((k, v), q), turned)) = rows.next().unwrap();
+                let [mut k, mut q] = [k, q].map(<[f32]>::to_vec);
+                [&mut k, &mut q].into_iter().for_each(|x| angles.apply_to_token(token, x));
+                alone.append(1, sequence.pages[position / 16], position % 16, &k, v);
+                assert_eq!(q, turned);
             }
         }
         assert!((0..8).all(|page| together.page(page) == alone.page(page)));
