@@ -42,7 +42,9 @@ pub(crate) const WORDS: usize = 112;
 /// Blocks behind the last one that kernels may read.
 const PADDING_ROWS: usize = 16;
 /// Below this many numbers a thread alone is done before the others have come.
-const PARALLEL_FROM: usize = 1 << 15;
+const PARALLEL_FROM: usize = 1 << 12;
+/// Work items for each thread that are worth having, for balance.
+const ITEMS_PER_THREAD: usize = 8;
 
 /// Where the sections of a tile begin, in words.
 pub(crate) mod section {
@@ -82,6 +84,9 @@ pub struct Reads {
 }
 
 impl Reads {
+    #[cfg(test)]
+    pub(crate) const ALL: Reads = Reads { floats: true, tiles: true, groups: true };
+
     /// What any of these matrices reads.
     pub fn of<'a>(weights: impl IntoIterator<Item = &'a PackedMatrix>) -> Reads {
         weights.into_iter().fold(Reads::default(), |reads, w| {
@@ -128,16 +133,12 @@ impl Activations {
         assert!(cols > 0 && x.len().is_multiple_of(cols), "{} numbers are no rows of {cols}", x.len());
         self.resize(x.len() / cols, cols, reads);
         let (rows, out) = (self.rows, self.shared());
-        let set_row = |row: usize, _: usize| {
+        for_rows(pool, rows, cols, |row| {
             for (tile, values) in x[row * cols..][..cols].chunks(TILE).enumerate() {
                 // SAFETY: every row belongs to one item.
                 unsafe { out.store(Instructions::best(), tile, row, values) };
             }
-        };
-        match x.len() < PARALLEL_FROM {
-            true => (0..rows).for_each(|row| set_row(row, 0)),
-            false => pool.run(rows, &set_row),
-        }
+        });
     }
 
     /// The number of rows, or tokens.
@@ -193,6 +194,17 @@ impl Activations {
             tile_ints: SharedSlice::new(self.tiles.as_mut_slice()),
             group_ints: SharedSlice::new(self.groups.as_mut_slice()),
         }
+    }
+}
+
+/// Calls `each(row)` for `rows` rows of `cols` numbers; threads share them where there are enough.
+pub(crate) fn for_rows(pool: &ThreadPool, rows: usize, cols: usize, each: impl Fn(usize) + Sync) {
+    let of_item = rows.div_ceil(pool.threads() * ITEMS_PER_THREAD).max(1);
+    match rows * cols < PARALLEL_FROM {
+        true => (0..rows).for_each(each),
+        false => pool.run(rows.div_ceil(of_item), &|item, _| {
+            (item * of_item..((item + 1) * of_item).min(rows)).for_each(&each);
+        }),
     }
 }
 
@@ -399,8 +411,6 @@ mod tests {
         (0..n).map(|i| ((i * 7919 + 13) % 2003) as f32 / 100.0 - 10.0).collect()
     }
 
-    const ALL: Reads = Reads { floats: true, tiles: true, groups: true };
-
     fn quantized(instructions: Instructions, scaling: Scaling, values: &[f32; TILE]) -> [u32; WORDS] {
         let mut words = [u32::MAX; WORDS];
         quantize(instructions, scaling, values, &mut words);
@@ -413,7 +423,7 @@ mod tests {
         for (rows, cols) in [(1, 32), (3, 256), (9, 300), (17, 1000)] {
             let x = numbers(rows * cols);
             let mut activations = Activations::new();
-            activations.set(&ThreadPool::new(1), &x, cols, ALL);
+            activations.set(&ThreadPool::new(1), &x, cols, Reads::ALL);
             assert_eq!((activations.rows(), activations.cols()), (rows, cols));
             let view = activations.view();
             for (row, tile, k) in (0..rows * cols).map(|i| (i / cols, i % cols / TILE, i % cols % TILE)) {
@@ -468,11 +478,11 @@ mod tests {
         let (cols, pool) = (700, ThreadPool::new(1));
         let x = numbers(20 * cols);
         let mut all = Activations::new();
-        all.set(&pool, &x, cols, ALL);
+        all.set(&pool, &x, cols, Reads::ALL);
         let chosen = [3, 19, 0, 7, 8, 15, 1, 2, 16, 4, 4];
         let (first, second) = (2, 9);
         let mut copies = Activations::new();
-        copies.resize(first + second, cols, ALL);
+        copies.resize(first + second, cols, Reads::ALL);
         for (batch, rows) in [(0..first, &chosen[..first]), (first..first + second, &chosen[first..])] {
             let to = copies.shared().batch(batch.clone());
             for (row, &from) in rows.iter().enumerate() {
@@ -480,7 +490,12 @@ mod tests {
                 unsafe { to.copy(row, &all.view(), from) };
             }
             let mut want = Activations::new();
-            want.set(&pool, &rows.iter().flat_map(|r| &x[r * cols..][..cols]).copied().collect::<Vec<_>>(), cols, ALL);
+            want.set(
+                &pool,
+                &rows.iter().flat_map(|r| &x[r * cols..][..cols]).copied().collect::<Vec<_>>(),
+                cols,
+                Reads::ALL,
+            );
             let (batch_len, copied) = (batch.len(), copies.batch(batch));
             for (tile, row) in (0..3 * batch_len).map(|i| (i / batch_len, i % batch_len)) {
                 assert_eq!(copied.floats(tile, row), want.view().floats(tile, row));

@@ -94,6 +94,9 @@ pub(crate) trait Lanes: Copy {
     /// `acc + a.0 * b.0 + a.1 * b.1` in every lane.
     fn add_products(acc: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int;
 
+    /// Neighbouring lanes exchanged: `b a d c f e h g`.
+    fn swap_pairs(self) -> Self;
+
     /// Asks for the cache line of `at`, which need not exist.
     fn prefetch(at: *const u8);
 
@@ -312,6 +315,10 @@ impl Lanes for Portable {
         })
     }
     #[inline(always)]
+    fn swap_pairs(self) -> Self {
+        Portable(lanes(|i| self.0[i ^ 1]))
+    }
+    #[inline(always)]
     fn prefetch(_: *const u8) {}
     #[inline(always)]
     fn sum(self) -> f32 {
@@ -361,6 +368,7 @@ mod tests {
                     a.low_bits_to_exponent(),
                     V::load_f16(halves.as_ptr()),
                     V::from_int(products),
+                    a.swap_pairs(),
                     V::splat(a.sum()),
                     V::splat(a.largest()),
                 ];

@@ -131,6 +131,10 @@ impl Lanes for Avx2 {
         unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
     }
     #[inline(always)]
+    fn swap_pairs(self) -> Self {
+        Avx2(unsafe { _mm256_permute_ps::<0b10_11_00_01>(self.0) })
+    }
+    #[inline(always)]
     fn prefetch(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }

@@ -196,6 +196,10 @@ impl Lanes for Neon {
         }
     }
     #[inline(always)]
+    fn swap_pairs(self) -> Self {
+        self.each(|x| unsafe { vrev64q_f32(x) })
+    }
+    #[inline(always)]
     fn prefetch(at: *const u8) {
         prefetch(at);
     }

@@ -11,6 +11,25 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     Instructions::best().run(RmsNorm { x, weight, eps, out });
 }
 
+/// `x += delta`, unless that is empty, and then the norm. All `[dim]`.
+pub(crate) struct AddNorm<'a> {
+    pub(crate) x: &'a mut [f32],
+    pub(crate) delta: &'a [f32],
+    pub(crate) weight: &'a [f32],
+    pub(crate) eps: f32,
+    pub(crate) out: &'a mut [f32],
+}
+
+impl Kernel for AddNorm<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        let AddNorm { x, delta, weight, eps, out } = self;
+        x.iter_mut().zip(delta).for_each(|(x, delta)| *x += delta);
+        RmsNorm { x, weight, eps, out }.run::<V>();
+    }
+}
+
 struct RmsNorm<'a> {
     x: &'a [f32],
     weight: &'a [f32],

@@ -4,7 +4,7 @@
 //! `(a, b) ← (a cos - b sin, b cos + a sin)`. Angles are f32 products of f32 frequencies, as in the reference code, and
 //! are the same for every head and layer: a forward pass computes them once, for all its tokens.
 
-use crate::lanes::{Instructions, Kernel, Lanes};
+use crate::lanes::{Instructions, Kernel, LANES, Lanes, load_some, store_some};
 
 /// The frequencies of a model's heads.
 #[derive(Clone, Debug)]
@@ -89,23 +89,17 @@ impl Kernel for Turn<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Lanes>(self) {
-        self.x.chunks_exact_mut(self.cos.len()).for_each(|head| turn(head, self.cos, self.sin));
+        self.x.chunks_exact_mut(self.cos.len()).for_each(|head| turn::<V>(head, self.cos, self.sin));
     }
 }
 
 /// Turns pairs of `x`; all three as long.
 #[inline(always)]
-pub(crate) fn turn(x: &mut [f32], cos: &[f32], sin: &[f32]) {
-    // Four pairs at a time, which become one instruction each for products, sum and the change of places.
-    let (eights, pairs) = x.as_chunks_mut::<8>();
-    let ((cos, cos_rest), (sin, sin_rest)) = (cos.as_chunks::<8>(), sin.as_chunks::<8>());
-    for ((x, cos), sin) in eights.iter_mut().zip(cos).zip(sin) {
-        let old = *x;
-        *x = std::array::from_fn(|i| old[i] * cos[i] + old[i ^ 1] * sin[i]);
-    }
-    let angles = cos_rest.as_chunks::<2>().0.iter().zip(sin_rest.as_chunks::<2>().0);
-    for (x, (cos, sin)) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(angles) {
-        *x = [x[0] * cos[0] + x[1] * sin[0], x[1] * cos[1] + x[0] * sin[1]];
+pub(crate) fn turn<V: Lanes>(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    assert!(x.len() == cos.len() && x.len() == sin.len(), "an angle for each pair");
+    for ((x, cos), sin) in x.chunks_mut(LANES).zip(cos.chunks(LANES)).zip(sin.chunks(LANES)) {
+        let [old, cos, sin] = [&*x, cos, sin].map(|part| load_some::<V>(part, 0.0));
+        store_some(old.mul(cos).add(old.swap_pairs().mul(sin)), x);
     }
 }
 

@@ -1,7 +1,7 @@
 //! A decoder layer: `x += attention(norm(x)); x += experts(norm(x))`.
 
 use octet_checkpoint::LayerTensor;
-use octet_kernels::{Activations, ExpertScratch, PackedMatrix, Reads, add_assign, rms_norm};
+use octet_kernels::{Activations, ExpertScratch, PackedMatrix, Reads, Residual, add_assign, rms_norm};
 
 use crate::attention::{Attention, AttentionBuffers, Step};
 use crate::experts::{self, ExpertWeights};
@@ -26,28 +26,25 @@ pub(crate) struct LayerBuffers {
     /// Normed residual stream `[n, dim]`.
     normed: Vec<f32>,
     rows: Activations,
-    /// What a block adds to the stream, `[n, dim]`.
-    delta: Vec<f32>,
+    /// What the last block adds to the stream, `[n, dim]`, which the next one does; empty if that is done.
+    pub(crate) delta: Vec<f32>,
     pub(crate) routing: Routing,
     attention: AttentionBuffers,
     scratch: ExpertScratch,
 }
 
-impl Layer {
-    /// Advances the residual stream `x [n, dim]` through this layer, in place.
-    pub(crate) fn forward(
-        &self,
-        step: &Step<'_>,
-        x: &mut [f32],
-        cache: &mut KvCache,
-        buffers: &mut LayerBuffers,
-        record: &mut dyn Record,
-    ) {
-        self.attend(step, x, cache, buffers, record);
-        self.feed_forward(step, x, buffers, record);
+impl LayerBuffers {
+    /// Adds to the stream `x [n, dim]` what the last block left.
+    pub(crate) fn settle(&mut self, x: &mut [f32]) {
+        if !self.delta.is_empty() {
+            add_assign(x, &self.delta);
+            self.delta.clear();
+        }
     }
+}
 
-    /// The second half: `x += experts(norm(x))`, of any rows.
+impl Layer {
+    /// The second half: `x += experts(norm(x))`, of any rows, where the sum is [`LayerBuffers::delta`]'s.
     pub(crate) fn feed_forward(
         &self,
         step: &Step<'_>,
@@ -56,19 +53,19 @@ impl Layer {
         record: &mut dyn Record,
     ) {
         let LayerBuffers { normed, rows, delta, routing, scratch, .. } = buffers;
-        delta.resize(x.len(), 0.0);
-        norm_rows(x, &self.ffn_norm, step.config.norm_eps, normed);
         let first = self.experts.iter().flat_map(|expert| [&expert.w1, &expert.w3]);
         let changed = step.loras.of_layer(step.layer).flat_map(|(_, lora)| lora.expert_inputs());
-        rows.set(step.pool, normed, step.config.dim, Reads::of(first.chain(&self.router).chain(changed)));
+        let reads = Reads::of(first.chain(&self.router).chain(changed));
+        let residual = Residual { x, delta, weight: &self.ffn_norm, eps: step.config.norm_eps };
+        rows.set_normed(step.pool, residual, reads, normed);
+        delta.resize(x.len(), 0.0);
         self.route(step, rows, routing);
         record.routing(step.layer, routing);
         let changes = step.loras.of_experts(step.layer);
         experts::forward(step.pool, &self.experts, rows, routing, &changes, scratch, delta);
-        add_assign(x, delta);
     }
 
-    /// The first half: `x += attention(norm(x))`.
+    /// The first half: `x += attention(norm(x))`, where the sum is [`LayerBuffers::delta`]'s.
     pub(crate) fn attend(
         &self,
         step: &Step<'_>,
@@ -79,16 +76,16 @@ impl Layer {
     ) {
         let LayerBuffers { normed, rows, delta, attention, .. } = buffers;
         let dim = step.config.dim;
-        delta.resize(x.len(), 0.0);
-        norm_rows(x, &self.attention_norm, step.config.norm_eps, normed);
         let Attention { wq, wk, wv, .. } = &self.attention;
         let changed = step.loras.of_layer(step.layer).flat_map(|(_, lora)| lora.attention_inputs());
-        rows.set(step.pool, normed, dim, Reads::of([wq, wk, wv].into_iter().chain(changed)));
+        let reads = Reads::of([wq, wk, wv].into_iter().chain(changed));
+        let residual = Residual { x, delta, weight: &self.attention_norm, eps: step.config.norm_eps };
+        rows.set_normed(step.pool, residual, reads, normed);
+        delta.resize(x.len(), 0.0);
         for tensor in [LayerTensor::Wq, LayerTensor::Wk, LayerTensor::Wv] {
             record.input(step.layer, tensor, normed, dim);
         }
         self.attention.forward(step, rows, cache, attention, record, delta);
-        add_assign(x, delta);
     }
 
     /// Chooses the experts of each row of the normed stream.

@@ -114,6 +114,7 @@ impl Layerwise {
             self.rope.angles(&positions, &mut angles);
             let step = Step { pool: &self.pool, config: &self.config, layer, angles: &angles, batch: &batch, loras };
             weights.attend(&step, x, &mut cache, &mut buffers, record);
+            buffers.settle(x);
             cache.remove_sequence(sequence);
         }
         Ok(())

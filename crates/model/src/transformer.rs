@@ -165,7 +165,8 @@ impl Transformer {
         let dim = self.config.dim;
         x.resize(batch.tokens.len() * dim, 0.0);
         self.embedding.look_up(&batch.tokens, dim, embedding_row, x);
-        record.hidden(0, x);
+        // A pass that was given up may have left some.
+        buffers.delta.clear();
         self.rope.angles(positions, angles);
         find_spans(batch, spans);
         let loras = Loras::new(&self.adapters, spans);
@@ -178,19 +179,17 @@ impl Transformer {
                 return Err(Error::GivenUp);
             }
             step.layer = index;
-            if index + 1 < self.layers.len() {
-                layer.forward(&step, x, cache, buffers, record);
-                record.hidden(index + 1, x);
-                continue;
-            }
             layer.attend(&step, x, cache, buffers, record);
-            if !all_rows {
+            record.hidden(index, x);
+            if index + 1 == self.layers.len() && !all_rows {
                 keep_rows(x, &batch.logit_rows, dim, wanted);
+                keep_rows(&mut buffers.delta, &batch.logit_rows, dim, wanted);
             }
             if !x.is_empty() {
                 layer.feed_forward(&step, x, buffers, record);
             }
         }
+        buffers.settle(x);
         Ok(self.head(batch, all_rows, workspace, record))
     }
 

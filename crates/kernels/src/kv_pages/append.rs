@@ -1,10 +1,12 @@
 //! New tokens into the pages, keys turned by their positions on the way.
 //!
 //! A work item has 32 dimensions of one head, of all tokens: these lie in one piece in every kind of storage, and belong to
-//! no other item, whoever's the tokens are. Queries are turned in the same region, a head an item.
+//! no other item, whoever's the tokens are. Queries are turned in the same region, some tokens an item.
+
+use std::ops::Range;
 
 use crate::kv_pages::encode::encode;
-use crate::kv_pages::{BLOCK, GROUP_TOKENS, KvPages, Layout, Queries, STRIP};
+use crate::kv_pages::{BLOCK, GROUP_TOKENS, KvPages, KvType, Layout, Queries, STRIP};
 use crate::lanes::{Instructions, Kernel, Lanes};
 use crate::rope::turn;
 use crate::shared_slice::SharedSlice;
@@ -12,6 +14,9 @@ use crate::{RopeAngles, ThreadPool};
 
 /// Fewer numbers than this one thread has stored before another has come.
 const PARALLEL_FROM: usize = 1 << 11;
+
+/// Tokens of a work item that turns queries.
+const CHUNK_TOKENS: usize = 8;
 
 /// What a layer's first products made of the tokens of a pass.
 pub struct Projections<'a> {
@@ -58,24 +63,34 @@ impl KvPages {
         let (layout, n_tokens) = (self.layout, angles.tokens());
         let width = layout.n_kv_heads * layout.head_dim;
         assert_eq!(sequences.clone().map(|s| s.n_tokens).sum::<usize>(), n_tokens, "an angle for each token");
-        assert_eq!((k.len(), v.len()), (n_tokens * width, n_tokens * width), "k and v are [tokens, n_kv_heads, head_dim]");
+        assert_eq!(
+            (k.len(), v.len()),
+            (n_tokens * width, n_tokens * width),
+            "k and v are [tokens, n_kv_heads, head_dim]"
+        );
         let n_heads = q.len() / (n_tokens * layout.head_dim).max(1);
         assert_eq!(q.len(), n_tokens * n_heads * layout.head_dim, "q is [tokens, n_heads, head_dim]");
         let places = || sequences.clone().flat_map(|s| places(s, layout.page_tokens));
         places().for_each(|(page, slot)| self.check(layer, page, slot));
 
         let (n_blocks, few) = (layout.n_kv_heads * layout.blocks(), q.len() + k.len() < PARALLEL_FROM);
-        let (q, memory) = (SharedSlice::new(q), SharedSlice::new(&mut self.memory));
+        let (q_width, q, memory) = (n_heads * layout.head_dim, SharedSlice::new(q), SharedSlice::new(&mut self.memory));
+        let n_items = n_blocks + n_tokens.div_ceil(CHUNK_TOKENS);
         let run = |item: usize, _: usize| match item.checked_sub(n_blocks) {
-            Some(head) => Instructions::best().run(TurnQueries { angles, q, head, n_heads }),
+            Some(chunk) => {
+                let tokens = chunk * CHUNK_TOKENS..((chunk + 1) * CHUNK_TOKENS).min(n_tokens);
+                // SAFETY: a chunk of tokens is one item, so one thread has its queries.
+                let q = unsafe { q.part(tokens.start * q_width, tokens.len() * q_width) };
+                Instructions::best().run(TurnQueries { angles, tokens, q });
+            }
             None => {
                 let block = Block::new(layout, layer, item);
                 Instructions::best().run(AppendBlock { block, memory, places: places(), angles, k, v });
             }
         };
         match few {
-            true => (0..n_blocks + n_heads).for_each(|item| run(item, 0)),
-            false => pool.run(n_blocks + n_heads, &run),
+            true => (0..n_items).for_each(|item| run(item, 0)),
+            false => pool.run(n_items, &run),
         }
     }
 }
@@ -89,11 +104,25 @@ fn places(tokens: Queries<'_>, page_tokens: usize) -> impl Iterator<Item = (u32,
 /// Some dimensions of a head in a layer.
 #[derive(Clone, Copy)]
 struct Block {
-    layout: Layout,
-    layer: usize,
-    head: usize,
-    /// Of this head's blocks.
-    index: usize,
+    kind: KvType,
+    /// The first of its dimensions, among those of its head.
+    first: usize,
+    dims: usize,
+    /// Where they begin in a token's row `[n_kv_heads, head_dim]`.
+    in_row: usize,
+    page_bytes: usize,
+    keys: Part,
+    values: Part,
+}
+
+/// The keys or values of a block.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Where those of the first group begin in a page.
+    start: usize,
+    /// From one group to the next.
+    step: usize,
+    bytes: usize,
 }
 
 /// Where a token's part of a block lies in memory.
@@ -109,45 +138,38 @@ struct Place {
 impl Block {
     /// The `item`-th block of all heads.
     fn new(layout: Layout, layer: usize, item: usize) -> Block {
-        Block { layout, layer, head: item / layout.blocks(), index: item % layout.blocks() }
+        let (head, index) = (item / layout.blocks(), item % layout.blocks());
+        let (first, before) = (index * BLOCK, index * layout.block_bytes());
+        let part = |start: usize, step: usize| Part {
+            start: start + before,
+            step,
+            bytes: (step - before).min(layout.block_bytes()),
+        };
+        Block {
+            kind: layout.kind,
+            first,
+            dims: (layout.head_dim - first).min(BLOCK),
+            in_row: head * layout.head_dim + first,
+            page_bytes: layout.page_bytes(),
+            keys: part(layout.keys_at(layer, head, 0), layout.key_bytes()),
+            values: part(layout.values_at(layer, head, 0), layout.value_bytes()),
+        }
     }
 
-    /// The first of its dimensions, among those of its head.
-    fn first(&self) -> usize {
-        self.index * BLOCK
-    }
-
-    fn dims(&self) -> usize {
-        (self.layout.head_dim - self.first()).min(BLOCK)
-    }
-
-    /// Where its numbers begin in a token's row `[n_kv_heads, head_dim]`.
-    fn in_row(&self) -> usize {
-        self.head * self.layout.head_dim + self.first()
-    }
-
-    /// Bytes of its keys, and of its values, in a group.
-    fn bytes(&self) -> (usize, usize) {
-        let (layout, start) = (&self.layout, self.index * self.layout.block_bytes());
-        let of = |all: usize| (all - start).min(layout.block_bytes());
-        (of(layout.key_bytes()), of(layout.value_bytes()))
-    }
-
+    #[inline(always)]
     fn place(&self, page: u32, slot: usize) -> Place {
-        let Block { layout, layer, head, index } = *self;
-        let (group, start) = (slot / GROUP_TOKENS, page as usize * layout.page_bytes() + index * layout.block_bytes());
-        let (keys, values) = (layout.keys_at(layer, head, group), layout.values_at(layer, head, group));
-        Place { keys: start + keys, values: start + values, slot: slot % GROUP_TOKENS }
+        let (page, group) = (page as usize * self.page_bytes, slot / GROUP_TOKENS);
+        let of = |part: &Part| page + part.start + group * part.step;
+        Place { keys: of(&self.keys), values: of(&self.values), slot: slot % GROUP_TOKENS }
     }
 
     /// Asks for the lines that a token is written to: all of its group's keys, and one in each strip of values.
     #[inline(always)]
     fn prefetch<V: Lanes>(&self, memory: &SharedSlice<'_, u8>, at: Place) {
-        let (key_bytes, value_bytes) = self.bytes();
-        (0..key_bytes).step_by(64).for_each(|line| memory.prefetch::<V>(at.keys + line));
-        let row_bytes = STRIP * self.layout.block_bytes() / (BLOCK * GROUP_TOKENS);
-        let strips = (at.slot * row_bytes..value_bytes).step_by(GROUP_TOKENS * row_bytes);
-        strips.for_each(|row| memory.prefetch::<V>(at.values + row));
+        (0..self.keys.bytes).step_by(64).for_each(|line| memory.prefetch::<V>(at.keys + line));
+        let strip_bytes = self.values.bytes / self.dims.div_ceil(STRIP);
+        let rows = (0..self.values.bytes).step_by(strip_bytes);
+        rows.for_each(|strip| memory.prefetch::<V>(at.values + strip + at.slot * strip_bytes / GROUP_TOKENS));
     }
 
     /// Stores a token's `key` and `value`, both `[dims]`.
@@ -156,10 +178,10 @@ impl Block {
     /// No other thread uses this block.
     #[inline(always)]
     unsafe fn store<V: Lanes>(&self, memory: &SharedSlice<'_, u8>, at: Place, key: &[f32], value: &[f32]) {
-        let (key_bytes, value_bytes) = self.bytes();
         // SAFETY: this block's by the caller's promise, and keys and values lie apart.
-        let (keys, values) = unsafe { (memory.part(at.keys, key_bytes), memory.part(at.values, value_bytes)) };
-        encode::<V>(self.layout.kind, at.slot, (key, keys), (value, values));
+        let (keys, values) =
+            unsafe { (memory.part(at.keys, self.keys.bytes), memory.part(at.values, self.values.bytes)) };
+        encode::<V>(self.kind, at.slot, (key, keys), (value, values));
     }
 }
 
@@ -177,7 +199,7 @@ impl Kernel for One<'_> {
     #[inline(always)]
     fn run<V: Lanes>(self) {
         let One { block, at, memory, k, v } = self;
-        let row = block.in_row()..block.in_row() + block.dims();
+        let row = block.in_row..block.in_row + block.dims;
         // SAFETY: the one thread that has `memory`.
         unsafe { block.store::<V>(&memory, at, &k[row.clone()], &v[row]) };
     }
@@ -198,43 +220,45 @@ impl<P: Iterator<Item = (u32, usize)>> Kernel for AppendBlock<'_, P> {
     #[inline(always)]
     fn run<V: Lanes>(self) {
         let AppendBlock { block, memory, places, angles, k, v } = self;
-        let (dims, first, width) = (block.dims(), block.first(), block.layout.n_kv_heads * block.layout.head_dim);
+        let Block { first, dims, .. } = block;
+        let width = k.len() / angles.tokens();
         let mut places = places.map(|(page, slot)| block.place(page, slot)).peekable();
-        let mut token = 0;
-        while let Some(at) = places.next() {
-            // A token's keys are spread over a group, of which others read the lines long ago: the next ones are asked for.
+        let rows = k.chunks_exact(width).zip(v.chunks_exact(width)).enumerate();
+        for (token, (k, v)) in rows {
+            let at = places.next().expect("there is a place for each token");
+            // The keys of a group lie dimension by dimension, so a token's touch all its lines, which nobody has had in a
+            // cache since the last pass: the next token's are asked for meanwhile.
             if let Some(next) = places.peek().filter(|next| next.keys != at.keys) {
                 block.prefetch::<V>(&memory, *next);
             }
-            let row = token * width + block.in_row()..token * width + block.in_row() + dims;
+            let row = block.in_row..block.in_row + dims;
             let mut key = [0.0; BLOCK];
-            key[..dims].copy_from_slice(&k[row.clone()]);
+            let key = &mut key[..dims];
+            key.copy_from_slice(&k[row.clone()]);
             let (cos, sin) = angles.of_token(token);
-            turn(&mut key[..dims], &cos[first..first + dims], &sin[first..first + dims]);
+            turn::<V>(key, &cos[first..first + dims], &sin[first..first + dims]);
             // SAFETY: a block is one item, so one thread has it.
-            unsafe { block.store::<V>(&memory, at, &key[..dims], &v[row]) };
-            token += 1;
+            unsafe { block.store::<V>(&memory, at, key, &v[row]) };
         }
     }
 }
 
-/// A head's queries of all tokens.
+/// The queries of some tokens.
 struct TurnQueries<'a> {
     angles: &'a RopeAngles,
-    q: SharedSlice<'a, f32>,
-    head: usize,
-    n_heads: usize,
+    tokens: Range<usize>,
+    /// `[tokens, n_heads, head_dim]`.
+    q: &'a mut [f32],
 }
 
 impl Kernel for TurnQueries<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Lanes>(self) {
-        for token in 0..self.angles.tokens() {
+        let width = self.q.len() / self.tokens.len();
+        for (token, q) in self.tokens.zip(self.q.chunks_exact_mut(width)) {
             let (cos, sin) = self.angles.of_token(token);
-            // SAFETY: a head is one item, so one thread has it.
-            let x = unsafe { self.q.part((token * self.n_heads + self.head) * cos.len(), cos.len()) };
-            turn(x, cos, sin);
+            q.chunks_exact_mut(cos.len()).for_each(|head| turn::<V>(head, cos, sin));
         }
     }
 }
