@@ -41,10 +41,6 @@ use crate::{PackedMatrix, ThreadPool};
 pub(crate) const WORDS: usize = 112;
 /// Blocks behind the last one that kernels may read.
 const PADDING_ROWS: usize = 16;
-/// Below this many numbers a thread alone is done before the others have come.
-const PARALLEL_FROM: usize = 1 << 12;
-/// Work items for each thread that are worth having, for balance.
-const ITEMS_PER_THREAD: usize = 8;
 
 /// Where the sections of a tile begin, in words.
 pub(crate) mod section {
@@ -133,7 +129,7 @@ impl Activations {
         assert!(cols > 0 && x.len().is_multiple_of(cols), "{} numbers are no rows of {cols}", x.len());
         self.resize(x.len() / cols, cols, reads);
         let (rows, out) = (self.rows, self.shared());
-        for_rows(pool, rows, cols, |row| {
+        pool.run_rows(rows, cols, |row| {
             for (tile, values) in x[row * cols..][..cols].chunks(TILE).enumerate() {
                 // SAFETY: every row belongs to one item.
                 unsafe { out.store(Instructions::best(), tile, row, values) };
@@ -194,17 +190,6 @@ impl Activations {
             tile_ints: SharedSlice::new(self.tiles.as_mut_slice()),
             group_ints: SharedSlice::new(self.groups.as_mut_slice()),
         }
-    }
-}
-
-/// Calls `each(row)` for `rows` rows of `cols` numbers; threads share them where there are enough.
-pub(crate) fn for_rows(pool: &ThreadPool, rows: usize, cols: usize, each: impl Fn(usize) + Sync) {
-    let of_item = rows.div_ceil(pool.threads() * ITEMS_PER_THREAD).max(1);
-    match rows * cols < PARALLEL_FROM {
-        true => (0..rows).for_each(each),
-        false => pool.run(rows.div_ceil(of_item), &|item, _| {
-            (item * of_item..((item + 1) * of_item).min(rows)).for_each(&each);
-        }),
     }
 }
 

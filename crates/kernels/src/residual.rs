@@ -3,7 +3,7 @@
 //! A row is added, normed and quantized while it is in the first cache, and threads share the rows.
 
 use crate::ThreadPool;
-use crate::activations::{Activations, Reads, for_rows};
+use crate::activations::{Activations, Reads};
 use crate::lanes::Instructions;
 use crate::packed_layout::TILE;
 use crate::rms_norm::AddNorm;
@@ -35,7 +35,7 @@ impl Activations {
         normed.resize(length, 0.0);
         self.resize(rows, dim, reads);
         let (x, normed, out) = (SharedSlice::new(x), SharedSlice::new(normed), self.shared());
-        for_rows(pool, rows, dim, |row| {
+        pool.run_rows(rows, dim, |row| {
             let at = row * dim;
             // SAFETY: every row belongs to one item; so below.
             let (x, normed) = unsafe { (x.part(at, dim), normed.part(at, dim)) };

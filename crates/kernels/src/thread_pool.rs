@@ -29,6 +29,11 @@ const GENERATION: u64 = 1 << 16;
 /// Pauses before an idle worker sleeps: some 60 to 100 µs, longer than the gaps between the regions of a token.
 const SPINS: usize = 4000;
 
+/// Below this many numbers a thread alone has done them before the others have come: at a cycle or two each, a µs.
+const PARALLEL_FROM: usize = 1 << 12;
+/// Work items for each thread that are worth having, for balance.
+const ITEMS_PER_THREAD: usize = 8;
+
 thread_local! {
     /// The pool whose region this thread works for, by address, and its index there.
     static WORKING_FOR: Cell<Option<(usize, usize)>> = const { Cell::new(None) };
@@ -123,6 +128,17 @@ impl ThreadPool {
         self.taken.store(false, Ordering::Release);
         if let Some(panic) = panic {
             resume_unwind(panic);
+        }
+    }
+
+    /// Calls `each(row)` for rows of `cols` numbers that each take a moment; threads share them where there are enough.
+    pub(crate) fn run_rows(&self, rows: usize, cols: usize, each: impl Fn(usize) + Sync) {
+        let of_item = rows.div_ceil(self.threads() * ITEMS_PER_THREAD).max(1);
+        match rows * cols < PARALLEL_FROM {
+            true => (0..rows).for_each(each),
+            false => self.run(rows.div_ceil(of_item), &|item, _| {
+                (item * of_item..((item + 1) * of_item).min(rows)).for_each(&each);
+            }),
         }
     }
 
