@@ -13,11 +13,13 @@
 //! | `walk.rs` | one item: a block of rows walks its tiles |
 //! | `tile.rs` | one tile: scores, running softmax, weighted values |
 //! | `floats.rs`, `bytes.rs` | the products, for f32 and f16, and for Q8_0 |
+//! | `steps.rs` | how much of it a step takes |
 //! | `work.rs` | the memory of a thread |
 
 mod bytes;
 mod floats;
 mod plan;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -38,6 +40,11 @@ use work::Work;
 const TILE: usize = 64;
 const GROUPS_PER_TILE: usize = TILE / GROUP_TOKENS;
 const _: () = assert!(plan::SPLIT.is_multiple_of(TILE) && TILE.is_multiple_of(GROUP_TOKENS));
+
+/// A thread takes several items at once, so that it knows whose memory to ask for next, while there are so many left for
+/// each thread that all end at the same time.
+const RUNS_PER_THREAD: usize = 16;
+const MOST_ITEMS: usize = 4;
 
 /// The past that the tokens of one layer look at.
 #[derive(Clone, Copy)]
@@ -98,15 +105,24 @@ fn attention_with<'a>(
     partials.resize(plan.partials_len.max(partials.len()), 0.0);
     let results = Results { out: SharedSlice::new(out), partials: SharedSlice::new(partials) };
 
-    pool.run(plan.items.len(), &|item, thread| {
+    let at_once = (plan.items.len() / (RUNS_PER_THREAD * pool.threads())).clamp(1, MOST_ITEMS);
+    let n_items = plan.items.len();
+    pool.run(n_items.div_ceil(at_once), &|run, thread| {
         let mut work = works[thread].lock().unwrap_or_else(PoisonError::into_inner);
-        instructions.run(Walk { layer, plan, q, results: &results, item: &plan.items[item], work: &mut work });
+        let items = &plan.items[run * at_once..n_items.min((run + 1) * at_once)];
+        instructions.run_wide(Walk { layer, plan, q, results: &results, items, work: &mut work });
     });
     if !plan.folds.is_empty() {
         pool.run(plan.folds.len(), &|fold, thread| {
             let mut work = works[thread].lock().unwrap_or_else(PoisonError::into_inner);
             let value_dim = layout.value_dim();
-            instructions.run(Fold { shape, value_dim, results: &results, fold: &plan.folds[fold], work: &mut work });
+            instructions.run_wide(Fold {
+                shape,
+                value_dim,
+                results: &results,
+                fold: &plan.folds[fold],
+                work: &mut work,
+            });
         });
     }
 }

@@ -1,6 +1,6 @@
-//! `e^x`, eight at a time, within 1e-7 of the true value.
+//! `e^x`, some at a time, within 1e-7 of the true value.
 
-use crate::lanes::Lanes;
+use crate::lanes::Vector;
 
 /// ln 2 in two parts: the first has few bits, so that `n * LN_2_HIGH` is exact.
 const LN_2_HIGH: f32 = 0.693_359_4;
@@ -21,7 +21,7 @@ const LEAST: f32 = -87.33;
 ///
 /// `x = n ln 2 + r`, and `e^x = 2^n e^r`.
 #[inline(always)]
-pub(crate) fn exp<V: Lanes>(x: V) -> V {
+pub(crate) fn exp<V: Vector>(x: V) -> V {
     // The limit comes first: of two operands one of which is NaN, `min` gives the second.
     let x = V::splat(MOST).min(x);
     let rounded = x.fma(V::splat(std::f32::consts::LOG2_E), V::splat(ROUNDER));
@@ -37,7 +37,7 @@ pub(crate) fn exp<V: Lanes>(x: V) -> V {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lanes::{Instructions, Kernel};
+    use crate::lanes::{Instructions, Kernel, Lanes};
 
     struct Exp([f32; 8]);
 

@@ -1,7 +1,9 @@
-//! Eight floats at a time: the few operations that attention, norms and softmax are written in, once for all machines.
+//! Some floats at a time: the few operations that attention, norms and softmax are written in, once for all machines.
 //!
-//! A kernel is generic over [`Lanes`]. [`Portable`] does each operation with plain arrays; `lanes_avx2.rs` does it with
-//! one instruction, `lanes_neon.rs` with two. Every operation gives the same bits on both, so a kernel does too: the portable version is not
+//! A kernel is generic over [`Lanes`], which are eight, or over [`Wide`], which are sixteen; what both can do is a
+//! [`Vector`]. `lanes_portable.rs` does each operation with plain arrays, `lanes_avx2.rs` with one instruction,
+//! `lanes_neon.rs` with two. Sixteen are one register of AVX-512 (`lanes_avx512.rs`), elsewhere a pair of eights
+//! (`lanes_pair.rs`). Every operation gives the same bits on all of them, so a kernel does too: the portable version is not
 //! another text that could differ, it is the same text on other numbers.
 //!
 //! ```text
@@ -15,58 +17,53 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::lanes_avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use crate::lanes_avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
 use crate::lanes_neon::Neon;
-use half::f16;
+use crate::lanes_pair::Pair;
+use crate::lanes_portable::Portable;
 
 /// Floats in a [`Lanes`].
 pub(crate) const LANES: usize = 8;
+/// Floats in a [`Wide`].
+pub(crate) const WIDE: usize = 16;
 
-/// Eight f32 lanes, and the integers that are made from and into them.
+/// N f32 lanes, and the integers that are made from and into them.
 ///
 /// Values exist only on machines that have the instructions: [`Instructions::run`] sees to it.
-pub(crate) trait Lanes: Copy {
-    /// Eight i32 lanes.
+pub(crate) trait Vector: Copy {
+    /// N i32.
     type Int: Copy;
-    /// Sixteen i16, two in each of eight lanes.
+    /// 2N i16, two in each lane.
     type Pairs: Copy;
 
     /// `x` in every lane.
     fn splat(x: f32) -> Self;
-    /// Eight floats from memory.
+    /// N floats from memory.
     /// # Safety
     /// They must be readable.
     unsafe fn load(from: *const f32) -> Self;
-    /// Eight floats to memory.
+    /// N floats to memory.
     /// # Safety
     /// They must be writable.
     unsafe fn store(self, to: *mut f32);
-    /// Eight f16, widened.
+    /// N f16, widened.
     /// # Safety
     /// They must be readable.
     unsafe fn load_f16(from: *const u16) -> Self;
-    /// Eight f16, rounded to nearest even.
-    /// # Safety
-    /// They must be writable.
-    unsafe fn store_f16(self, to: *mut u16);
-    /// The lanes in order.
-    fn to_array(self) -> [f32; LANES];
     /// `self + b`.
     fn add(self, b: Self) -> Self;
     /// `self - b`.
     fn sub(self, b: Self) -> Self;
     /// `self * b`.
     fn mul(self, b: Self) -> Self;
-    /// `self / b`.
-    fn div(self, b: Self) -> Self;
     /// `self * b + c`, rounded once.
     fn fma(self, b: Self, c: Self) -> Self;
     /// `if self > b { self } else { b }`: of a NaN and a number, the second.
     fn max(self, b: Self) -> Self;
     /// `if self < b { self } else { b }`.
     fn min(self, b: Self) -> Self;
-    /// `if gate > 0 { self } else { 0 }`: whatever `self` is.
-    fn where_positive(self, gate: Self) -> Self;
     /// The nearest integers, ties to even; any number where there is none.
     fn round(self) -> Self::Int;
     /// `if x < limit { 0 } else { self }`: a NaN in `x` leaves `self`.
@@ -75,15 +72,15 @@ pub(crate) trait Lanes: Copy {
     /// makes `2^(n - 127)`.
     fn low_bits_to_exponent(self) -> Self;
 
-    /// Eight zeros.
+    /// Zeros.
     fn zero_int() -> Self::Int;
     /// The integers as floats.
     fn from_int(n: Self::Int) -> Self;
-    /// Eight integers as i16, saturated.
+    /// The integers as i16, saturated.
     /// # Safety
     /// They must be writable.
     unsafe fn store_i16(n: Self::Int, to: *mut i16);
-    /// Sixteen i8, widened.
+    /// 2N i8, widened.
     /// # Safety
     /// They must be readable.
     unsafe fn load_pairs_i8(from: *const i8) -> Self::Pairs;
@@ -94,16 +91,38 @@ pub(crate) trait Lanes: Copy {
     /// `acc + a.0 * b.0 + a.1 * b.1` in every lane.
     fn add_products(acc: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int;
 
-    /// Neighbouring lanes exchanged: `b a d c f e h g`.
-    fn swap_pairs(self) -> Self;
-
     /// Asks for the cache line of `at`, which need not exist.
     fn prefetch(at: *const u8);
 
-    /// Sum of the lanes `a` to `h`: `((a + e) + (b + f)) + ((c + g) + (d + h))`.
+    /// Sum of the lanes: halves are added until one is left. Of the lanes `a` to `h`:
+    /// `((a + e) + (b + f)) + ((c + g) + (d + h))`; sixteen are first added to eight, `a` to `i` and so on.
     fn sum(self) -> f32;
-    /// Largest lane, compared in the order of [`sum`](Lanes::sum).
+    /// Largest lane, compared in the order of [`sum`](Vector::sum).
     fn largest(self) -> f32;
+}
+
+/// Eight lanes.
+pub(crate) trait Lanes: Vector {
+    /// Eight f16, rounded to nearest even.
+    /// # Safety
+    /// They must be writable.
+    unsafe fn store_f16(self, to: *mut u16);
+    /// The lanes in order.
+    fn to_array(self) -> [f32; LANES];
+    /// `self / b`.
+    fn div(self, b: Self) -> Self;
+    /// `if gate > 0 { self } else { 0 }`: whatever `self` is.
+    fn where_positive(self, gate: Self) -> Self;
+    /// Neighbouring lanes exchanged: `b a d c f e h g`.
+    fn swap_pairs(self) -> Self;
+}
+
+/// Sixteen lanes: the tokens of a group of keys, or the dimensions of a strip of values.
+pub(crate) trait Wide: Vector {
+    /// Sums of floats that the registers can hold, beside what is added to them.
+    const SUMS: usize;
+    /// Sums of products of integers likewise.
+    const INT_SUMS: usize;
 }
 
 /// The first eight of `x`, or what there is of them and then `otherwise`.
@@ -138,6 +157,12 @@ pub(crate) trait Kernel {
     fn run<V: Lanes>(self) -> Self::Output;
 }
 
+/// A computation that can run on any [`Wide`].
+pub(crate) trait WideKernel {
+    /// Computes; to be `#[inline(always)]`.
+    fn run<W: Wide>(self);
+}
+
 /// Which instructions to use: each name includes those before it. Where a machine lacks what is asked for, the best that it
 /// has is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +177,7 @@ pub(crate) enum Instructions {
     #[cfg(target_arch = "x86_64")]
     #[allow(dead_code)]
     Avx2,
-    /// VNNI of AVX-512, for products with quantized weights.
+    /// AVX-512 with VNNI: products with quantized weights, and attention.
     #[cfg(target_arch = "x86_64")]
     #[allow(dead_code)]
     Vnni,
@@ -196,140 +221,28 @@ impl Instructions {
             _ => kernel.run::<Portable>(),
         }
     }
+
+    /// Runs `kernel` with these instructions.
+    pub(crate) fn run_wide<K: WideKernel>(self, kernel: K) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Vnni | Instructions::Amx if Avx512::is_available() => {
+                // SAFETY: the machine has the instructions.
+                unsafe { crate::lanes_avx512::run(kernel) }
+            }
+            _ => self.run(InPairs(kernel)),
+        }
+    }
 }
 
-/// Lanes as plain arrays.
-#[derive(Clone, Copy)]
-pub(crate) struct Portable([f32; LANES]);
+/// A kernel of sixteen lanes on twice eight.
+struct InPairs<K>(K);
 
-/// `f` of every lane index.
-#[inline(always)]
-fn lanes<T>(f: impl Fn(usize) -> T) -> [T; LANES] {
-    [f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)]
-}
-
-impl Lanes for Portable {
-    type Int = [i32; LANES];
-    type Pairs = [[i16; 2]; LANES];
-
+impl<K: WideKernel> Kernel for InPairs<K> {
+    type Output = ();
     #[inline(always)]
-    fn splat(x: f32) -> Self {
-        Portable([x; LANES])
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's promise; arrays of f32 have the alignment of f32.
-        Portable(unsafe { *from.cast() })
-    }
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's promise.
-        unsafe { *to.cast() = self.0 }
-    }
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u16) -> Self {
-        // SAFETY: the caller's promise.
-        Portable(lanes(|i| f16::from_bits(unsafe { *from.add(i) }).to_f32()))
-    }
-    #[inline(always)]
-    unsafe fn store_f16(self, to: *mut u16) {
-        // SAFETY: the caller's promise.
-        unsafe { *to.cast() = lanes(|i| f16::from_f32(self.0[i]).to_bits()) }
-    }
-    #[inline(always)]
-    fn to_array(self) -> [f32; LANES] {
-        self.0
-    }
-    #[inline(always)]
-    fn add(self, b: Self) -> Self {
-        Portable(lanes(|i| self.0[i] + b.0[i]))
-    }
-    #[inline(always)]
-    fn sub(self, b: Self) -> Self {
-        Portable(lanes(|i| self.0[i] - b.0[i]))
-    }
-    #[inline(always)]
-    fn mul(self, b: Self) -> Self {
-        Portable(lanes(|i| self.0[i] * b.0[i]))
-    }
-    #[inline(always)]
-    fn div(self, b: Self) -> Self {
-        Portable(lanes(|i| self.0[i] / b.0[i]))
-    }
-    #[inline(always)]
-    fn fma(self, b: Self, c: Self) -> Self {
-        Portable(lanes(|i| self.0[i].mul_add(b.0[i], c.0[i])))
-    }
-    #[inline(always)]
-    fn max(self, b: Self) -> Self {
-        Portable(lanes(|i| if self.0[i] > b.0[i] { self.0[i] } else { b.0[i] }))
-    }
-    #[inline(always)]
-    fn min(self, b: Self) -> Self {
-        Portable(lanes(|i| if self.0[i] < b.0[i] { self.0[i] } else { b.0[i] }))
-    }
-    #[inline(always)]
-    fn where_positive(self, gate: Self) -> Self {
-        Portable(lanes(|i| if gate.0[i] > 0.0 { self.0[i] } else { 0.0 }))
-    }
-    #[inline(always)]
-    fn round(self) -> Self::Int {
-        lanes(|i| self.0[i].round_ties_even() as i32)
-    }
-    #[inline(always)]
-    fn zero_where_less(self, x: Self, limit: Self) -> Self {
-        Portable(lanes(|i| if x.0[i] < limit.0[i] { 0.0 } else { self.0[i] }))
-    }
-    #[inline(always)]
-    fn low_bits_to_exponent(self) -> Self {
-        Portable(lanes(|i| f32::from_bits(self.0[i].to_bits() << 23)))
-    }
-    #[inline(always)]
-    fn zero_int() -> Self::Int {
-        [0; LANES]
-    }
-    #[inline(always)]
-    fn from_int(n: Self::Int) -> Self {
-        Portable(lanes(|i| n[i] as f32))
-    }
-    #[inline(always)]
-    unsafe fn store_i16(n: Self::Int, to: *mut i16) {
-        // SAFETY: the caller's promise.
-        unsafe { *to.cast() = lanes(|i| n[i].clamp(i16::MIN as i32, i16::MAX as i32) as i16) }
-    }
-    #[inline(always)]
-    unsafe fn load_pairs_i8(from: *const i8) -> Self::Pairs {
-        // SAFETY: the caller's promise.
-        lanes(|i| unsafe { [*from.add(2 * i) as i16, *from.add(2 * i + 1) as i16] })
-    }
-    #[inline(always)]
-    unsafe fn splat_pair(from: *const i16) -> Self::Pairs {
-        // SAFETY: the caller's promise.
-        [unsafe { [*from, *from.add(1)] }; LANES]
-    }
-    #[inline(always)]
-    fn add_products(acc: Self::Int, a: Self::Pairs, b: Self::Pairs) -> Self::Int {
-        lanes(|i| {
-            let products = a[i][0] as i32 * b[i][0] as i32 + a[i][1] as i32 * b[i][1] as i32;
-            acc[i].wrapping_add(products)
-        })
-    }
-    #[inline(always)]
-    fn swap_pairs(self) -> Self {
-        Portable(lanes(|i| self.0[i ^ 1]))
-    }
-    #[inline(always)]
-    fn prefetch(_: *const u8) {}
-    #[inline(always)]
-    fn sum(self) -> f32 {
-        let [a, b, c, d, e, f, g, h] = self.0;
-        ((a + e) + (b + f)) + ((c + g) + (d + h))
-    }
-    #[inline(always)]
-    fn largest(self) -> f32 {
-        let larger = |a: f32, b: f32| if a > b { a } else { b };
-        let [a, b, c, d, e, f, g, h] = self.0;
-        larger(larger(larger(a, e), larger(b, f)), larger(larger(c, g), larger(d, h)))
+    fn run<V: Lanes>(self) {
+        self.0.run::<Pair<V>>()
     }
 }
 
@@ -380,23 +293,85 @@ mod tests {
         }
     }
 
-    #[test]
-    fn every_operation_gives_the_same_bits_on_all_instructions() {
+    /// Pseudo-random numbers, one in five of them hard.
+    fn hard_numbers() -> impl FnMut() -> f32 {
         let hard =
             [0.0, -0.0, 1.5, -2.5, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-45, -1e-38, 3e38, 65519.9, 1e5];
         let mut state = 1u32;
+        move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let pick = state >> 8;
+            if pick.is_multiple_of(5) {
+                hard[(pick / 5) as usize % hard.len()]
+            } else {
+                (pick as f32 / 1e6 - 8.0) * 9.7
+            }
+        }
+    }
+
+    #[test]
+    fn every_operation_gives_the_same_bits_on_all_instructions() {
+        let mut numbers = hard_numbers();
         for _ in 0..2000 {
-            let mut next = || {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let pick = state >> 8;
-                if pick.is_multiple_of(5) {
-                    hard[(pick / 5) as usize % hard.len()]
-                } else {
-                    (pick as f32 / 1e6 - 8.0) * 9.7
-                }
-            };
-            let (a, b) = (std::array::from_fn(|_| next()), std::array::from_fn(|_| next()));
+            let (a, b) = (std::array::from_fn(|_| numbers()), std::array::from_fn(|_| numbers()));
             assert_eq!(Instructions::best().run(Each(a, b)), Instructions::Portable.run(Each(a, b)), "{a:?} {b:?}");
+        }
+    }
+
+    /// Every operation of sixteen lanes, on as many numbers each of `a` and `b`, to `out`.
+    struct EachWide<'a>([f32; WIDE], [f32; WIDE], &'a mut Vec<u32>);
+
+    impl WideKernel for EachWide<'_> {
+        #[inline(always)]
+        fn run<W: Wide>(self) {
+            let bits = |x: f32| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() };
+            // SAFETY: all pointers are to arrays of the right length.
+            unsafe {
+                let (a, b) = (W::load(self.0.as_ptr()), W::load(self.1.as_ptr()));
+                let halves = self.1.map(|x| half::f16::from_f32(x).to_bits());
+                let n = W::splat(60.0).min(b.max(W::splat(-60.0))).round();
+                let mut shorts = [0i16; WIDE];
+                W::store_i16(W::splat(1e6).min(a.max(W::splat(-1e6))).round(), shorts.as_mut_ptr());
+                let bytes: [i8; 2 * WIDE] = std::array::from_fn(|i| (i as i8).wrapping_mul(37) ^ shorts[i / 2] as i8);
+                let products = W::add_products(n, W::load_pairs_i8(bytes.as_ptr()), W::splat_pair(shorts.as_ptr()));
+                let all = [
+                    a.add(b),
+                    a.sub(b),
+                    a.mul(b),
+                    a.fma(b, a),
+                    a.max(b),
+                    a.min(b),
+                    a.zero_where_less(b, W::splat(1.5)),
+                    a.low_bits_to_exponent(),
+                    W::load_f16(halves.as_ptr()),
+                    W::from_int(products),
+                    W::from_int(W::zero_int()),
+                    W::splat(a.sum()),
+                    W::splat(a.largest()),
+                ];
+                for x in all {
+                    let mut lanes = [0.0; WIDE];
+                    x.store(lanes.as_mut_ptr());
+                    self.2.extend(lanes.map(bits));
+                }
+                self.2.extend(shorts.map(|short| short as u32));
+            }
+        }
+    }
+
+    #[test]
+    fn every_wide_operation_gives_the_same_bits_on_all_instructions() {
+        let mut numbers = hard_numbers();
+        for _ in 0..2000 {
+            let (a, b) = (std::array::from_fn(|_| numbers()), std::array::from_fn(|_| numbers()));
+            let of = |instructions: Instructions| {
+                let mut out = Vec::new();
+                instructions.run_wide(EachWide(a, b, &mut out));
+                out
+            };
+            for instructions in Instructions::all() {
+                assert_eq!(of(instructions), of(Instructions::Portable), "{instructions:?}: {a:?} {b:?}");
+            }
         }
     }
 }

@@ -2,13 +2,19 @@
 
 use std::arch::x86_64::*;
 
-use crate::lanes::{Kernel, LANES, Lanes};
+use crate::lanes::{Kernel, LANES, Lanes, Vector};
 
 /// Eight floats in a register.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(__m256);
 
 impl Avx2 {
+    /// Of a register.
+    #[inline(always)]
+    pub(crate) fn of(x: __m256) -> Self {
+        Avx2(x)
+    }
+
     /// Whether this machine has the instructions.
     #[inline]
     pub(crate) fn is_available() -> bool {
@@ -28,7 +34,7 @@ pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 // SAFETY of every block below: `Avx2` is used only under `run`, on a machine that has the instructions; loads and stores
 // are unaligned, of memory that the caller vouches for.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl Lanes for Avx2 {
+impl Vector for Avx2 {
     type Int = __m256i;
     type Pairs = __m256i;
 
@@ -49,16 +55,6 @@ impl Lanes for Avx2 {
         Avx2(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) })
     }
     #[inline(always)]
-    unsafe fn store_f16(self, to: *mut u16) {
-        unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
-    }
-    #[inline(always)]
-    fn to_array(self) -> [f32; LANES] {
-        let mut array = [0.0; LANES];
-        unsafe { self.store(array.as_mut_ptr()) };
-        array
-    }
-    #[inline(always)]
     fn add(self, b: Self) -> Self {
         Avx2(unsafe { _mm256_add_ps(self.0, b.0) })
     }
@@ -71,10 +67,6 @@ impl Lanes for Avx2 {
         Avx2(unsafe { _mm256_mul_ps(self.0, b.0) })
     }
     #[inline(always)]
-    fn div(self, b: Self) -> Self {
-        Avx2(unsafe { _mm256_div_ps(self.0, b.0) })
-    }
-    #[inline(always)]
     fn fma(self, b: Self, c: Self) -> Self {
         Avx2(unsafe { _mm256_fmadd_ps(self.0, b.0, c.0) })
     }
@@ -85,10 +77,6 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn min(self, b: Self) -> Self {
         Avx2(unsafe { _mm256_min_ps(self.0, b.0) })
-    }
-    #[inline(always)]
-    fn where_positive(self, gate: Self) -> Self {
-        Avx2(unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(gate.0, _mm256_setzero_ps()), self.0) })
     }
     #[inline(always)]
     fn round(self) -> Self::Int {
@@ -131,10 +119,6 @@ impl Lanes for Avx2 {
         unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
     }
     #[inline(always)]
-    fn swap_pairs(self) -> Self {
-        Avx2(unsafe { _mm256_permute_ps::<0b10_11_00_01>(self.0) })
-    }
-    #[inline(always)]
     fn prefetch(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
@@ -153,5 +137,32 @@ impl Lanes for Avx2 {
             let two = _mm_max_ps(four, _mm_movehdup_ps(four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehl_ps(two, two)))
         }
+    }
+}
+
+// SAFETY: as above.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Lanes for Avx2 {
+    #[inline(always)]
+    fn swap_pairs(self) -> Self {
+        Avx2(unsafe { _mm256_permute_ps::<0b10_11_00_01>(self.0) })
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
+    }
+    #[inline(always)]
+    fn to_array(self) -> [f32; LANES] {
+        let mut array = [0.0; LANES];
+        unsafe { self.store(array.as_mut_ptr()) };
+        array
+    }
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        Avx2(unsafe { _mm256_div_ps(self.0, b.0) })
+    }
+    #[inline(always)]
+    fn where_positive(self, gate: Self) -> Self {
+        Avx2(unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(gate.0, _mm256_setzero_ps()), self.0) })
     }
 }

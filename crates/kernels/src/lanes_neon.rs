@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use crate::lanes::{Kernel, LANES, Lanes};
+use crate::lanes::{Kernel, LANES, Lanes, Vector};
 
 /// Eight floats in two registers.
 #[derive(Clone, Copy)]
@@ -69,7 +69,7 @@ pub(crate) fn prefetch(at: *const u8) {
 // SAFETY of every block below: every 64-bit ARM processor has NEON; loads and stores are unaligned, of memory that the caller vouches for; assembly reads and
 // writes the registers that it names.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl Lanes for Neon {
+impl Vector for Neon {
     type Int = [int32x4_t; 2];
     type Pairs = [int16x8_t; 2];
 
@@ -100,22 +100,6 @@ impl Lanes for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn store_f16(self, to: *mut u16) {
-        unsafe {
-            let halves: uint16x8_t;
-            asm!("fcvtn {halves:v}.4h, {low:v}.4s", "fcvtn2 {halves:v}.8h, {high:v}.4s",
-                halves = out(vreg) halves, low = in(vreg) self.0, high = in(vreg) self.1,
-                options(pure, nomem, nostack, preserves_flags));
-            vst1q_u16(to, halves);
-        }
-    }
-    #[inline(always)]
-    fn to_array(self) -> [f32; LANES] {
-        let mut array = [0.0; LANES];
-        unsafe { self.store(array.as_mut_ptr()) };
-        array
-    }
-    #[inline(always)]
     fn add(self, b: Self) -> Self {
         unsafe { self.with(b, |a, b| vaddq_f32(a, b)) }
     }
@@ -128,10 +112,6 @@ impl Lanes for Neon {
         unsafe { self.with(b, |a, b| vmulq_f32(a, b)) }
     }
     #[inline(always)]
-    fn div(self, b: Self) -> Self {
-        unsafe { self.with(b, |a, b| vdivq_f32(a, b)) }
-    }
-    #[inline(always)]
     fn fma(self, b: Self, c: Self) -> Self {
         unsafe { Neon(vfmaq_f32(c.0, self.0, b.0), vfmaq_f32(c.1, self.1, b.1)) }
     }
@@ -142,10 +122,6 @@ impl Lanes for Neon {
     #[inline(always)]
     fn min(self, b: Self) -> Self {
         unsafe { self.with(b, |a, b| vbslq_f32(vcltq_f32(a, b), a, b)) }
-    }
-    #[inline(always)]
-    fn where_positive(self, gate: Self) -> Self {
-        unsafe { self.with(gate, |x, gate| masked(vcgtzq_f32(gate), x)) }
     }
     #[inline(always)]
     fn round(self) -> Self::Int {
@@ -196,10 +172,6 @@ impl Lanes for Neon {
         }
     }
     #[inline(always)]
-    fn swap_pairs(self) -> Self {
-        self.each(|x| unsafe { vrev64q_f32(x) })
-    }
-    #[inline(always)]
     fn prefetch(at: *const u8) {
         prefetch(at);
     }
@@ -219,5 +191,38 @@ impl Lanes for Neon {
             let (first, second) = (vgetq_lane_f32::<0>(two), vgetq_lane_f32::<1>(two));
             if first > second { first } else { second }
         }
+    }
+}
+
+// SAFETY: as above.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Lanes for Neon {
+    #[inline(always)]
+    fn swap_pairs(self) -> Self {
+        self.each(|x| unsafe { vrev64q_f32(x) })
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        unsafe {
+            let halves: uint16x8_t;
+            asm!("fcvtn {halves:v}.4h, {low:v}.4s", "fcvtn2 {halves:v}.8h, {high:v}.4s",
+                halves = out(vreg) halves, low = in(vreg) self.0, high = in(vreg) self.1,
+                options(pure, nomem, nostack, preserves_flags));
+            vst1q_u16(to, halves);
+        }
+    }
+    #[inline(always)]
+    fn to_array(self) -> [f32; LANES] {
+        let mut array = [0.0; LANES];
+        unsafe { self.store(array.as_mut_ptr()) };
+        array
+    }
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        unsafe { self.with(b, |a, b| vdivq_f32(a, b)) }
+    }
+    #[inline(always)]
+    fn where_positive(self, gate: Self) -> Self {
+        unsafe { self.with(gate, |x, gate| masked(vcgtzq_f32(gate), x)) }
     }
 }

@@ -39,8 +39,12 @@ mod kv_pages;
 mod lanes;
 #[cfg(target_arch = "x86_64")]
 mod lanes_avx2;
+#[cfg(target_arch = "x86_64")]
+mod lanes_avx512;
 #[cfg(target_arch = "aarch64")]
 mod lanes_neon;
+mod lanes_pair;
+mod lanes_portable;
 pub mod limits;
 mod low_rank;
 mod matmul;

@@ -8,7 +8,7 @@ use std::arch::aarch64::*;
 use octet_checkpoint::ElementType;
 
 use crate::activations::ActivationView;
-use crate::lanes::Lanes;
+use crate::lanes::Vector;
 use crate::lanes_neon::{Neon, prefetch};
 use crate::neon_formats as formats;
 use crate::neon_integers::{Format, Unpacked, UnpackedTile, integer_tile, unpack};

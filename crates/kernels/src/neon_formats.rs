@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 
 use crate::blocks::IQ4_LEVELS;
-use crate::lanes::Lanes;
+use crate::lanes::Vector;
 use crate::lanes_neon::Neon;
 use crate::neon_integers::{Codes, Floats, Format, Ints, fma};
 

@@ -124,11 +124,11 @@ impl Roofline<'_> {
             integers / 1e9,
             floats / 1e9
         );
-        println!("{:<28} {:>10} {:>8} {:>8}  share of its roofline", "kernel", "us", "GB/s", "GMAC/s");
+        println!("{:<32} {:>10} {:>8} {:>8}  share of its roofline", "kernel", "us", "GB/s", "GMAC/s");
         for line in self.lines.borrow().iter() {
             let (memory, arithmetic) = self.seconds(&line.work);
             println!(
-                "{:<28} {:>10.1} {:>8.1} {:>8.1}  {:>4.0}% of {}",
+                "{:<32} {:>10.1} {:>8.1} {:>8.1}  {:>4.0}% of {}",
                 line.name,
                 line.seconds * 1e6,
                 line.work.bytes as f64 / line.seconds / 1e9,

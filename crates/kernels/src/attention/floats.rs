@@ -2,31 +2,30 @@
 //!
 //! Scores of 16 tokens grow side by side over the dimensions; 16 dimensions of the output grow side by side over the
 //! tokens. Either way each number loaded serves all rows of a step, and each result is one chain of fused
-//! multiply-adds, whatever the number of rows. Every step widens f16 anew: done once for many rows, in memory, it takes
-//! longer (5% of a prompt's attention).
+//! multiply-adds, whatever the number of rows. A step of few rows takes several groups or strips at once: a chain waits
+//! for itself, so that the units need eight or more. Every step widens f16 anew: done once for many rows, in memory, it
+//! takes longer (5% of a prompt's attention).
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::attention::tile::{Reference, Store, Tile, Visible, alike, fetch};
+use crate::attention::steps::{rows_of_step, side_by_side, with_rows};
+use crate::attention::tile::{Reference, Store, Tile, Visible, alike, fetch_others, pointers};
 use crate::attention::work::Work;
 use crate::attention::{GROUPS_PER_TILE, TILE};
 use crate::kv_pages::{GROUP_TOKENS, STRIP};
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{WIDE, Wide};
 
-/// Rows whose products are computed side by side: two registers each, and three for a factor and two numbers.
-const ROWS_PER_STEP: usize = 6;
-/// Dimensions between two requests for memory.
-const FETCH_DIMS: usize = STRIP;
+const _: () = assert!(GROUP_TOKENS == WIDE && STRIP == WIDE);
 
 /// A type of float in memory.
 pub(crate) trait Element {
     /// Bytes of one.
     const BYTES: usize;
-    /// Eight of them, from the one at `index`.
+    /// Sixteen of them, from the one at `index`.
     /// # Safety
     /// They must be readable.
-    unsafe fn load<V: Lanes>(from: *const u8, index: usize) -> V;
+    unsafe fn load<W: Wide>(from: *const u8, index: usize) -> W;
 }
 
 /// 32 bits.
@@ -37,190 +36,227 @@ pub(crate) struct Half;
 impl Element for Single {
     const BYTES: usize = 4;
     #[inline(always)]
-    unsafe fn load<V: Lanes>(from: *const u8, index: usize) -> V {
+    unsafe fn load<W: Wide>(from: *const u8, index: usize) -> W {
         // SAFETY: the caller's promise.
-        unsafe { V::load(from.cast::<f32>().add(index)) }
+        unsafe { W::load(from.cast::<f32>().add(index)) }
     }
 }
 
 impl Element for Half {
     const BYTES: usize = 2;
     #[inline(always)]
-    unsafe fn load<V: Lanes>(from: *const u8, index: usize) -> V {
+    unsafe fn load<W: Wide>(from: *const u8, index: usize) -> W {
         // SAFETY: the caller's promise.
-        unsafe { V::load_f16(from.cast::<u16>().add(index)) }
+        unsafe { W::load_f16(from.cast::<u16>().add(index)) }
     }
 }
 
 /// Keys and values as floats.
 pub(crate) struct Floats<E>(PhantomData<E>);
 
-/// Calls `$step::<V, E, R>` with as many rows `R` as there are, up to a step.
-macro_rules! with_rows {
-    ($rows:expr, $step:ident::<$V:ty, $E:ty>($($argument:expr),*)) => {
-        match $rows {
-            1 => $step::<$V, $E, 1>($($argument),*),
-            2 => $step::<$V, $E, 2>($($argument),*),
-            3 => $step::<$V, $E, 3>($($argument),*),
-            4 => $step::<$V, $E, 4>($($argument),*),
-            5 => $step::<$V, $E, 5>($($argument),*),
-            _ => $step::<$V, $E, ROWS_PER_STEP>($($argument),*),
-        }
-    };
-}
-
 impl<E: Element> Store for Floats<E> {
     const REFERENCE: Reference = Reference::SoFar;
 
     #[inline(always)]
-    fn prepare<V: Lanes>(_: &mut Work, _: usize) {}
+    fn prepare<W: Wide>(_: &mut Work, _: usize) {}
 
     #[inline(always)]
-    fn score<V: Lanes>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>) {
-        for group in tile.groups.clone() {
-            score_rows::<V, E>(work, rows.clone(), tile, group);
+    fn score<W: Wide>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>) {
+        let mut row = rows.start;
+        while row < rows.end {
+            let step = Scores {
+                q: work.q[row * work.head_dim..].as_ptr(),
+                head_dim: work.head_dim,
+                keys: tile.keys.map(<[u8]>::as_ptr),
+                ahead: pointers(&tile.values).filter(|_| row == rows.start),
+                groups: tile.groups.clone(),
+                out: work.scores[row * TILE..].as_mut_ptr(),
+            };
+            let n = rows_of_step(rows.end - row, W::SUMS);
+            // SAFETY: `n` rows of q and scores exist, and groups that are there have `head_dim` times 16 keys.
+            unsafe { with_rows!(n, score_rows::<W, E>(&step)) }
+            row += n;
         }
     }
 
     #[inline(always)]
-    fn weigh<V: Lanes>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>) {
-        for strip in 0..work.value_dim / STRIP {
-            tile.next_keys.iter().for_each(|group| fetch::<V>(group, strip, FETCH_DIMS * GROUP_TOKENS * E::BYTES));
-            weigh_strip::<V, E>(work, rows.clone(), tile, strip);
+    fn weigh<W: Wide>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>) {
+        fetch_others::<W>(tile);
+        let groups = tile.groups.clone();
+        let common = tile.seen_by_all(&work.visible[rows.clone()]);
+        if common.start != groups.start || common.is_empty() {
+            return weigh_groups::<W, E>(work, rows, tile, groups);
+        }
+        weigh_groups::<W, E>(work, rows.clone(), tile, common.clone());
+        if common.end != groups.end {
+            work.kept[rows.clone()].fill(1.0);
+            weigh_groups::<W, E>(work, rows, tile, common.end..groups.end);
         }
     }
 }
 
-/// Scores of all `rows` against one group; meanwhile asks for the memory of its values.
+/// Adds the weighted values of some groups of a tile.
 #[inline(always)]
-fn score_rows<V: Lanes, E: Element>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>, group: usize) {
-    let (head_dim, keys) = (work.head_dim, tile.keys[group].as_ptr());
+fn weigh_groups<W: Wide, E: Element>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>, groups: Range<usize>) {
+    let ahead = pointers(&tile.next_keys);
     let mut row = rows.start;
     while row < rows.end {
-        let q = work.q[row * head_dim..].as_ptr();
-        let scores = work.scores[row * TILE + group * GROUP_TOKENS..].as_mut_ptr();
-        let step = ROWS_PER_STEP.min(rows.end - row);
-        let ahead = if row == rows.start { tile.values[group] } else { &[] };
-        // SAFETY: `step` rows of q and scores exist, and the group has `head_dim` times 16 keys.
-        unsafe { with_rows!(step, score_step::<V, E>(q, keys, head_dim, scores, ahead)) }
-        row += step;
-    }
-}
-
-/// `scores[r, t] = Σ_d q[r, d] k[d, t]` for `R` rows and 16 tokens.
-#[inline(always)]
-unsafe fn score_step<V: Lanes, E: Element, const R: usize>(
-    q: *const f32,
-    keys: *const u8,
-    head_dim: usize,
-    scores: *mut f32,
-    ahead: &[u8],
-) {
-    let mut sums = [[V::splat(0.0); 2]; R];
-    for part in 0..head_dim.div_ceil(FETCH_DIMS) {
-        fetch::<V>(ahead, part, FETCH_DIMS * GROUP_TOKENS * E::BYTES);
-        for d in part * FETCH_DIMS..head_dim.min((part + 1) * FETCH_DIMS) {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let k = [E::load::<V>(keys, d * GROUP_TOKENS), E::load::<V>(keys, d * GROUP_TOKENS + LANES)];
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let q = V::splat(*q.add(r * head_dim + d));
-                    sum[0] = q.fma(k[0], sum[0]);
-                    sum[1] = q.fma(k[1], sum[1]);
-                }
-            }
-        }
-    }
-    for (r, sum) in sums.into_iter().enumerate() {
-        // SAFETY: the caller's promise.
-        unsafe {
-            sum[0].store(scores.add(r * TILE));
-            sum[1].store(scores.add(r * TILE + LANES));
-        }
-    }
-}
-
-/// Adds 16 dimensions of a tile's weighted values to all `rows`: these values stay in the first cache meanwhile.
-#[inline(always)]
-fn weigh_strip<V: Lanes, E: Element>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>, strip: usize) {
-    let value_dim = work.value_dim;
-    let mut row = rows.start;
-    while row < rows.end {
-        let n = alike(&work.visible, row, rows.end, ROWS_PER_STEP);
-        let step = Step {
+        let n = rows_of_step(alike(&work.visible[row..rows.end], &groups), W::SUMS);
+        let step = Weighing {
             weights: work.scores[row * TILE..].as_ptr(),
             kept: work.kept[row..].as_ptr(),
-            out: work.split.values[row * value_dim + strip * STRIP..].as_mut_ptr(),
-            value_dim,
-            values: tile.values.map(|group| group.as_ptr().wrapping_add(strip * GROUP_TOKENS * STRIP * E::BYTES)),
-            groups: tile.groups.clone(),
+            out: work.split.values[row * work.value_dim..].as_mut_ptr(),
+            value_dim: work.value_dim,
+            values: tile.values.map(<[u8]>::as_ptr),
+            ahead: ahead.filter(|_| row == rows.start),
+            groups: groups.clone(),
             visible: work.visible[row],
         };
         // SAFETY: `n` rows exist; the tile has values for all groups that are there.
-        unsafe { with_rows!(n, weigh_step::<V, E>(&step)) }
+        unsafe { with_rows!(n, weigh_rows::<W, E>(&step)) }
         row += n;
     }
 }
 
-/// A strip of rows that see the same tokens of a tile.
-struct Step {
-    /// `[rows, TILE]`.
-    weights: *const f32,
-    /// `[rows]`.
-    kept: *const f32,
-    /// `[rows, value_dim]`, from the strip on.
-    out: *mut f32,
-    value_dim: usize,
-    /// The strip's values of each group.
-    values: [*const u8; GROUPS_PER_TILE],
+/// Some rows against the keys of a tile.
+struct Scores {
+    /// `[rows, head_dim]`.
+    q: *const f32,
+    head_dim: usize,
+    /// Of each group.
+    keys: [*const u8; GROUPS_PER_TILE],
+    /// What will be read next.
+    ahead: Option<[*const u8; GROUPS_PER_TILE]>,
     groups: Range<usize>,
-    visible: Visible,
+    /// `[rows, TILE]`.
+    out: *mut f32,
 }
 
-/// `out[r] = out[r] * kept[r] + Σ_t weights[r, t] v[t]` for `R` rows and 16 dimensions.
 #[inline(always)]
-unsafe fn weigh_step<V: Lanes, E: Element, const R: usize>(step: &Step) {
+unsafe fn score_rows<W: Wide, E: Element, const R: usize>(scores: &Scores) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut sums = [[V::splat(0.0); 2]; R];
-        for (r, sum) in sums.iter_mut().enumerate() {
-            let (out, kept) = (step.out.add(r * step.value_dim), V::splat(*step.kept.add(r)));
-            *sum = [V::load(out).mul(kept), V::load(out.add(LANES)).mul(kept)];
+        side_by_side!(W::SUMS, scores.groups, score_step::<W, E; R>(scores));
+    }
+}
+
+/// `out[r, t] = Σ_d q[r, d] k[d, t]` for `R` rows and the tokens of `G` groups.
+#[inline(always)]
+unsafe fn score_step<W: Wide, E: Element, const R: usize, const G: usize>(scores: &Scores, group: usize) {
+    let (q, head_dim) = (scores.q, scores.head_dim);
+    let keys: [*const u8; G] = some_of(&scores.keys, group);
+    let ahead: Option<[*const u8; G]> = scores.ahead.map(|ahead| some_of(&ahead, group));
+    let mut sums = [[W::splat(0.0); G]; R];
+    for d in 0..head_dim {
+        if let Some(ahead) = ahead {
+            let at = d * GROUP_TOKENS * E::BYTES;
+            ahead.iter().for_each(|ahead| W::prefetch(ahead.wrapping_add(at)));
         }
-        for group in step.groups.clone() {
-            let weights = step.weights.add(group * GROUP_TOKENS);
-            let tokens = step.visible.of_group(group);
-            if tokens.len() == GROUP_TOKENS {
-                add_tokens::<V, E, R>(&mut sums, weights, step.values[group], 0..GROUP_TOKENS);
-            } else {
-                add_tokens::<V, E, R>(&mut sums, weights, step.values[group], tokens);
-            }
+        // SAFETY: the caller's promise.
+        unsafe {
+            let k = keys.map(|keys| E::load::<W>(keys, d * GROUP_TOKENS));
+            add_products(&mut sums, k, |r| *q.add(r * head_dim + d));
         }
-        for (r, sum) in sums.into_iter().enumerate() {
-            let out = step.out.add(r * step.value_dim);
-            sum[0].store(out);
-            sum[1].store(out.add(LANES));
+    }
+    for (r, sums) in sums.into_iter().enumerate() {
+        for (g, sum) in sums.into_iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { sum.store(scores.out.add(r * TILE + (group + g) * GROUP_TOKENS)) };
         }
     }
 }
 
-/// Adds 16 dimensions of the weighted values of `tokens` of a group.
+/// `sums[r, g] += factor(r) x[g]`.
 #[inline(always)]
-unsafe fn add_tokens<V: Lanes, E: Element, const R: usize>(
-    sums: &mut [[V; 2]; R],
-    weights: *const f32,
-    values: *const u8,
-    tokens: Range<usize>,
+fn add_products<W: Wide, const R: usize, const G: usize>(
+    sums: &mut [[W; G]; R],
+    x: [W; G],
+    factor: impl Fn(usize) -> f32,
 ) {
-    for t in tokens {
-        // SAFETY: a group holds 16 tokens.
-        unsafe {
-            let v = [E::load::<V>(values, t * STRIP), E::load::<V>(values, t * STRIP + LANES)];
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let p = V::splat(*weights.add(r * TILE + t));
-                sum[0] = p.fma(v[0], sum[0]);
-                sum[1] = p.fma(v[1], sum[1]);
+    for (r, sums) in sums.iter_mut().enumerate() {
+        let factor = W::splat(factor(r));
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum = factor.fma(x, *sum);
+        }
+    }
+}
+
+/// `G` places from the one at `first`.
+#[inline(always)]
+fn some_of<const G: usize>(places: &[*const u8; GROUPS_PER_TILE], first: usize) -> [*const u8; G] {
+    std::array::from_fn(|g| places[first + g])
+}
+
+/// Rows that see the same tokens of a tile.
+struct Weighing {
+    /// `[rows, TILE]`.
+    weights: *const f32,
+    /// `[rows]`.
+    kept: *const f32,
+    /// `[rows, value_dim]`.
+    out: *mut f32,
+    value_dim: usize,
+    /// Of each group.
+    values: [*const u8; GROUPS_PER_TILE],
+    /// What will be read next.
+    ahead: Option<[*const u8; GROUPS_PER_TILE]>,
+    groups: Range<usize>,
+    visible: Visible,
+}
+
+#[inline(always)]
+unsafe fn weigh_rows<W: Wide, E: Element, const R: usize>(step: &Weighing) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        side_by_side!(W::SUMS, (0..step.value_dim / STRIP), weigh_step::<W, E; R>(step));
+    }
+}
+
+/// `out[r] = out[r] * kept[r] + Σ_t weights[r, t] v[t]` for `R` rows and `G` strips of 16 dimensions.
+#[inline(always)]
+unsafe fn weigh_step<W: Wide, E: Element, const R: usize, const G: usize>(step: &Weighing, strip: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let out = |r: usize, g: usize| step.out.add(r * step.value_dim + (strip + g) * STRIP);
+        let mut sums: [[W; G]; R] = std::array::from_fn(|r| {
+            let kept = W::splat(*step.kept.add(r));
+            std::array::from_fn(|g| W::load(out(r, g)).mul(kept))
+        });
+        for group in step.groups.clone() {
+            add_tokens::<W, E, R, G>(&mut sums, step, group, strip);
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (g, sum) in sums.into_iter().enumerate() {
+                sum.store(out(r, g));
             }
+        }
+    }
+}
+
+/// Adds the weighted values of a group's tokens that the rows see.
+#[inline(always)]
+unsafe fn add_tokens<W: Wide, E: Element, const R: usize, const G: usize>(
+    sums: &mut [[W; G]; R],
+    step: &Weighing,
+    group: usize,
+    strip: usize,
+) {
+    let place = |t: usize, g: usize| ((strip + g) * GROUP_TOKENS + t) * STRIP * E::BYTES;
+    let ahead = step.ahead.map(|ahead| ahead[group]);
+    let ask = |t: usize| {
+        if let Some(ahead) = ahead {
+            (0..G).for_each(|g| W::prefetch(ahead.wrapping_add(place(t, g))));
+        }
+    };
+    let tokens = step.visible.of_group(group);
+    (0..tokens.start).chain(tokens.end..GROUP_TOKENS).for_each(ask);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (values, weights) = (step.values[group], step.weights.add(group * GROUP_TOKENS));
+        for t in tokens {
+            ask(t);
+            let v: [W; G] = std::array::from_fn(|g| E::load(values.add(place(t, g)), 0));
+            add_products(sums, v, |r| *weights.add(r * TILE + t));
         }
     }
 }

@@ -62,6 +62,15 @@ pub(crate) struct Item {
     pub(crate) result: Destination,
 }
 
+impl Item {
+    /// The positions that any of its rows sees.
+    pub(crate) fn positions(&self, shape: &Shape) -> Range<usize> {
+        let block = &self.block;
+        let first = shape.first_visible(block.first_position).max(self.splits.start * SPLIT);
+        first..(block.first_position + block.n_tokens).min(self.splits.end * SPLIT)
+    }
+}
+
 /// Where an item's result goes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Destination {

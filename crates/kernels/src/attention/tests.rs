@@ -225,15 +225,17 @@ fn bits_do_not_depend_on_batch_chunks_or_threads() {
 #[test]
 fn all_instructions_give_the_same_bits() {
     for kind in KINDS {
-        for (group, head_dim, window) in [(4, 64, None), (3, 12, Some(100)), (1, 128, None)] {
+        for (group, head_dim, window) in [(4, 64, None), (3, 12, Some(100)), (1, 128, None), (8, 80, Some(70))] {
             let case = Case { kind, n_heads: group, n_kv_heads: 1, head_dim, window, ..PLAIN };
             let (mut kv, sequences) = cache(case, &[1050]);
             append(&mut kv, case, &sequences[0], 0..1050);
             for (first, n) in [(1049, 1), (1010, 40)] {
                 let run = || [Run { sequence: &sequences[0], first, n }];
-                let fast = attend(case, &kv, 1, Instructions::best(), &run());
                 let portable = attend(case, &kv, 1, Instructions::Portable, &run());
-                assert_eq!(fast, portable, "{case:?}");
+                for instructions in Instructions::all() {
+                    let fast = attend(case, &kv, 1, instructions, &run());
+                    assert_eq!(fast, portable, "{case:?}: {instructions:?}");
+                }
             }
         }
     }

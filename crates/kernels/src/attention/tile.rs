@@ -9,7 +9,7 @@ use crate::attention::work::Work;
 use crate::attention::{GROUPS_PER_TILE, TILE};
 use crate::exp::exp;
 use crate::kv_pages::GROUP_TOKENS;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{WIDE, Wide};
 
 /// Bytes.
 const CACHE_LINE: usize = 64;
@@ -53,6 +53,13 @@ impl Tile<'_> {
         });
         first * self.group_rows..end * self.group_rows
     }
+
+    /// The groups of which all rows see all tokens.
+    pub(crate) fn seen_by_all(&self, visible: &[Visible]) -> Range<usize> {
+        let start = visible[visible.len() - 1].start as usize;
+        let end = visible[0].end as usize;
+        self.groups.start.max(start.div_ceil(GROUP_TOKENS))..self.groups.end.min(end / GROUP_TOKENS)
+    }
 }
 
 /// How keys and values are stored, and so how they are multiplied.
@@ -60,12 +67,12 @@ pub(crate) trait Store {
     /// What the weights of a tile are relative to.
     const REFERENCE: Reference;
     /// Makes ready the queries of a block: `work.q` holds them as floats, already scaled.
-    fn prepare<V: Lanes>(work: &mut Work, rows: usize);
+    fn prepare<W: Wide>(work: &mut Work, rows: usize);
     /// `work.scores[row, ..] = q · k`, for the groups that are there.
-    fn score<V: Lanes>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>);
+    fn score<W: Wide>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>);
     /// `work.split.values[row] = values[row] * kept[row] + worth[row] * Σ_t p[row, t] v[t]`, over the tokens that a row
     /// sees.
-    fn weigh<V: Lanes>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>);
+    fn weigh<W: Wide>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>);
 }
 
 /// What the weights `e^(score - reference)` of a tile are relative to.
@@ -98,74 +105,75 @@ impl Visible {
     }
 }
 
-/// How many of the rows from `row` to `end` see the same tokens, `most` at most. What is seen moves on from row to row,
-/// so that nothing lies between equals.
+/// How many of the rows, from the first on, see the same tokens of some groups. What is seen moves on from row to row, so
+/// that nothing lies between equals.
 #[inline(always)]
-pub(crate) fn alike(visible: &[Visible], row: usize, end: usize, most: usize) -> usize {
-    let most = most.min(end - row);
-    if visible[row] == visible[row + most - 1] {
-        return most;
+pub(crate) fn alike(visible: &[Visible], groups: &Range<usize>) -> usize {
+    let [start, end] = [groups.start, groups.end].map(|group| (group * GROUP_TOKENS) as u32);
+    let seen = |row: &Visible| (row.start.clamp(start, end), row.end.clamp(start, end));
+    let first = seen(&visible[0]);
+    if first == seen(&visible[visible.len() - 1]) {
+        return visible.len();
     }
-    visible[row..row + most].iter().take_while(|v| **v == visible[row]).count()
+    visible.iter().take_while(|row| seen(row) == first).count()
 }
 
 /// Lets `rows` see a tile.
 #[inline(always)]
-pub(crate) fn see<V: Lanes, S: Store>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>) {
+pub(crate) fn see<W: Wide, S: Store>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>) {
     for (token, visible) in work.visible[..rows.end].chunks_exact_mut(tile.group_rows).enumerate() {
         visible.fill(tile.visible(token));
     }
-    S::score::<V>(work, rows.clone(), tile);
+    S::score::<W>(work, rows.clone(), tile);
     for row in rows.clone() {
-        work.reference[row] = largest_visible::<V>(&mut work.scores[row * TILE..][..TILE], work.visible[row].range());
+        let scores = &mut work.scores[row * TILE..][..TILE];
+        work.reference[row] = largest_visible::<W>(scores, work.visible[row].range(), tile.groups.clone());
     }
-    compare::<V, S>(work, rows.clone());
+    compare::<W, S>(work, rows.clone());
     for row in rows.clone() {
-        soften::<V>(work, row);
+        soften::<W>(work, row, tile.groups.clone());
     }
-    S::weigh::<V>(work, rows, tile);
+    S::weigh::<W>(work, rows, tile);
 }
 
-/// Hides the scores that a row must not see; gives the largest of the others.
+/// Hides those scores of the groups that are there which the row must not see; gives the largest of the others.
 #[inline(always)]
-fn largest_visible<V: Lanes>(scores: &mut [f32], visible: Range<usize>) -> f32 {
-    if visible != (0..TILE) {
-        scores[..visible.start].fill(f32::NEG_INFINITY);
-        scores[visible.end..].fill(f32::NEG_INFINITY);
+fn largest_visible<W: Wide>(scores: &mut [f32], visible: Range<usize>, groups: Range<usize>) -> f32 {
+    let there = groups.start * GROUP_TOKENS..groups.end * GROUP_TOKENS;
+    if visible != there {
+        scores[there.start..visible.start].fill(f32::NEG_INFINITY);
+        scores[visible.end..there.end].fill(f32::NEG_INFINITY);
     }
-    let mut largest = [V::splat(f32::NEG_INFINITY); 2];
-    for at in (0..TILE).step_by(2 * LANES) {
+    let mut largest = W::splat(f32::NEG_INFINITY);
+    for at in there.step_by(WIDE) {
         // SAFETY: a row has TILE scores, a multiple of sixteen.
-        unsafe {
-            largest[0] = largest[0].max(V::load(scores.as_ptr().add(at)));
-            largest[1] = largest[1].max(V::load(scores.as_ptr().add(at + LANES)));
-        }
+        largest = largest.max(unsafe { W::load(scores.as_ptr().add(at)) });
     }
-    largest[0].max(largest[1]).largest()
+    largest.largest()
 }
 
 /// With each row's largest score of the tile in `reference`: finds the largest so far, and what that makes of earlier
-/// weights and of the tile's. Eight rows at a time, of which some may lie beside `rows`: minus infinity leaves those alone.
+/// weights and of the tile's. Sixteen rows at a time, of which some may lie beside `rows`: minus infinity leaves those alone.
 #[inline(always)]
-fn compare<V: Lanes, S: Store>(work: &mut Work, rows: Range<usize>) {
-    let eights = rows.start / LANES * LANES..rows.end.next_multiple_of(LANES);
+fn compare<W: Wide, S: Store>(work: &mut Work, rows: Range<usize>) {
+    let blocks = rows.start / WIDE * WIDE..rows.end.next_multiple_of(WIDE);
     let Work { reference, worth, kept, split, .. } = work;
-    reference[eights.start..rows.start].fill(f32::NEG_INFINITY);
-    reference[rows.end..eights.end].fill(f32::NEG_INFINITY);
-    for first in eights.step_by(LANES) {
-        let eight = |of: &mut [f32]| of[first..first + LANES].as_mut_ptr();
-        let [reference, worth, kept] = [&mut *reference, worth, kept].map(|of| eight(of));
-        let largest = eight(&mut split.largest);
-        // SAFETY: eight floats each.
+    reference[blocks.start..rows.start].fill(f32::NEG_INFINITY);
+    reference[rows.end..blocks.end].fill(f32::NEG_INFINITY);
+    for first in blocks.step_by(WIDE) {
+        let some = |of: &mut [f32]| of[first..first + WIDE].as_mut_ptr();
+        let [reference, worth, kept] = [&mut *reference, worth, kept].map(|of| some(of));
+        let largest = some(&mut split.largest);
+        // SAFETY: sixteen floats each.
         unsafe {
-            let (before, tile) = (V::load(largest), V::load(reference));
+            let (before, tile) = (W::load(largest), W::load(reference));
             let now = before.max(tile);
             now.store(largest);
             exp(before.sub(now)).store(kept);
             match S::REFERENCE {
                 Reference::SoFar => {
                     now.store(reference);
-                    V::splat(1.0).store(worth);
+                    W::splat(1.0).store(worth);
                 }
                 Reference::Tile => exp(tile.sub(now)).store(worth),
             }
@@ -175,32 +183,48 @@ fn compare<V: Lanes, S: Store>(work: &mut Work, rows: Range<usize>) {
 
 /// Turns the scores of a row into weights, and sums them.
 #[inline(always)]
-fn soften<V: Lanes>(work: &mut Work, row: usize) {
+fn soften<W: Wide>(work: &mut Work, row: usize, groups: Range<usize>) {
     let scores = work.scores[row * TILE..][..TILE].as_mut_ptr();
-    let sums = work.lane_sums[row * LANES..][..LANES].as_mut_ptr();
-    let reference = V::splat(work.reference[row]);
-    let mut sum = V::splat(0.0);
-    for at in (0..TILE).step_by(LANES) {
-        // SAFETY: a row has TILE scores, a multiple of eight.
+    let sums = work.lane_sums[row * WIDE..][..WIDE].as_mut_ptr();
+    let reference = W::splat(work.reference[row]);
+    let mut sum = W::splat(0.0);
+    for group in groups {
+        // SAFETY: a row has TILE scores, and a group of tokens is sixteen of them.
         unsafe {
-            let p = exp(V::load(scores.add(at)).sub(reference));
-            p.store(scores.add(at));
+            let scores = scores.add(group * GROUP_TOKENS);
+            let p = exp(W::load(scores).sub(reference));
+            p.store(scores);
             sum = sum.add(p);
         }
     }
-    // SAFETY: a row has eight sums.
+    // SAFETY: a row has sixteen sums.
     unsafe {
-        let earlier = V::load(sums).mul(V::splat(work.kept[row]));
-        sum.fma(V::splat(work.worth[row]), earlier).store(sums);
+        let earlier = W::load(sums).mul(W::splat(work.kept[row]));
+        sum.fma(W::splat(work.worth[row]), earlier).store(sums);
     }
 }
 
 /// Asks for the memory of part `part`, of `length` bytes, of a group.
 #[inline(always)]
-pub(crate) fn fetch<V: Lanes>(group: &[u8], part: usize, length: usize) {
+pub(crate) fn fetch<W: Wide>(group: &[u8], part: usize, length: usize) {
     if group.len() > part * length {
         for at in (0..length).step_by(CACHE_LINE) {
-            V::prefetch(group.as_ptr().wrapping_add(part * length + at));
+            W::prefetch(group.as_ptr().wrapping_add(part * length + at));
         }
     }
+}
+
+/// Asks for those keys of the next tile that lie in groups which this tile has not: the others are asked for meanwhile.
+#[inline(always)]
+pub(crate) fn fetch_others<W: Wide>(tile: &Tile<'_>) {
+    for group in (0..GROUPS_PER_TILE).filter(|group| !tile.groups.contains(group)) {
+        fetch::<W>(tile.next_keys[group], 0, tile.next_keys[group].len());
+    }
+}
+
+/// Where groups lie, with another's place for one that is not there: a request for memory at no address takes long.
+#[inline(always)]
+pub(crate) fn pointers(groups: &[&[u8]; GROUPS_PER_TILE]) -> Option<[*const u8; GROUPS_PER_TILE]> {
+    let any = groups.iter().find(|group| !group.is_empty())?;
+    Some(groups.map(|group| if group.is_empty() { any.as_ptr() } else { group.as_ptr() }))
 }

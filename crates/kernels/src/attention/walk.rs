@@ -10,7 +10,7 @@ use crate::attention::work::{Softmax, Work};
 use crate::attention::{AttentionLayer, GROUPS_PER_TILE, TILE};
 use crate::exp::exp;
 use crate::kv_pages::{GROUP_TOKENS, KvType};
-use crate::lanes::{Kernel, LANES, Lanes};
+use crate::lanes::{WIDE, Wide, WideKernel};
 use crate::shared_slice::SharedSlice;
 
 /// Where results go; every item writes to its own part.
@@ -21,57 +21,75 @@ pub(crate) struct Results<'a> {
     pub(crate) partials: SharedSlice<'a, f32>,
 }
 
-/// The computation of one [`Item`].
+/// The computation of some [`Item`]s, one after the other.
 pub(crate) struct Walk<'a> {
     pub(crate) layer: &'a AttentionLayer<'a>,
     pub(crate) plan: &'a Plan,
     /// `[tokens, n_heads, head_dim]`.
     pub(crate) q: &'a [f32],
     pub(crate) results: &'a Results<'a>,
-    pub(crate) item: &'a Item,
+    pub(crate) items: &'a [Item],
     pub(crate) work: &'a mut Work,
 }
 
-impl Kernel for Walk<'_> {
-    type Output = ();
+impl WideKernel for Walk<'_> {
     #[inline(always)]
-    fn run<V: Lanes>(self) {
+    fn run<W: Wide>(self) {
         match self.layer.pages.kind() {
-            KvType::F32 => self.walk::<V, Floats<Single>>(),
-            KvType::F16 => self.walk::<V, Floats<Half>>(),
-            KvType::Q8_0 => self.walk::<V, Bytes>(),
+            KvType::F32 => self.walk::<W, Floats<Single>>(),
+            KvType::F16 => self.walk::<W, Floats<Half>>(),
+            KvType::Q8_0 => self.walk::<W, Bytes>(),
         }
     }
 }
 
 impl Walk<'_> {
     #[inline(always)]
-    fn walk<V: Lanes, S: Store>(self) {
-        let Walk { layer, plan, q, results, item, work } = self;
-        let rows = item.block.n_tokens * plan.shape.group();
-        load_queries(&plan.shape, &item.block, item.head, q, work);
-        S::prepare::<V>(work, rows);
-        work.total.clear(rows, work.value_dim);
-        for split in item.splits.clone() {
-            work.split.clear(rows, work.value_dim);
-            work.lane_sums[..rows * LANES].fill(0.0);
-            see_split::<V, S>(layer, plan, item, split, work);
-            for row in 0..rows {
-                // SAFETY: eight sums a row.
-                work.split.sum[row] = unsafe { V::load(work.lane_sums[row * LANES..].as_ptr()) }.sum();
-            }
-            if matches!(item.result, Destination::Out) {
-                add_split::<V>(&mut work.total, &work.split, rows, work.value_dim);
+    fn walk<W: Wide, S: Store>(self) {
+        let Walk { layer, plan, q, results, items, work } = self;
+        for (index, item) in items.iter().enumerate() {
+            let rows = item.block.n_tokens * plan.shape.group();
+            work.rows = rows;
+            load_queries(&plan.shape, &item.block, item.head, q, work);
+            S::prepare::<W>(work, rows);
+            see_all::<W, S>(layer, plan, item, items.get(index + 1), work);
+            match item.result {
+                Destination::Out => {
+                    let softmax = if item.splits.len() == 1 { &work.split } else { &work.total };
+                    store_rows(&plan.shape, &item.block, item.head, softmax, work.value_dim, results)
+                }
+                // SAFETY: every item has its own partial result.
+                Destination::Partial(at) => store_partial(&work.split, work.value_dim, unsafe {
+                    results.partials.part(at, rows * partial_len(work.value_dim))
+                }),
             }
         }
-        match item.result {
-            Destination::Out => {
-                store_rows::<V>(&plan.shape, &item.block, item.head, &work.total, work.value_dim, results)
-            }
-            // SAFETY: every item has its own partial result.
-            Destination::Partial(at) => store_partial(&work.split, work.value_dim, unsafe {
-                results.partials.part(at, rows * partial_len(work.value_dim))
-            }),
+    }
+}
+
+/// Lets the block see its splits, and folds them if there are several.
+#[inline(always)]
+fn see_all<W: Wide, S: Store>(
+    layer: &AttentionLayer<'_>,
+    plan: &Plan,
+    item: &Item,
+    next: Option<&Item>,
+    work: &mut Work,
+) {
+    let rows = work.rows;
+    if item.splits.len() > 1 {
+        work.total.clear(rows, work.value_dim);
+    }
+    for split in item.splits.clone() {
+        work.split.clear(rows, work.value_dim);
+        work.lane_sums[..rows * WIDE].fill(0.0);
+        see_split::<W, S>(layer, plan, item, split, next, work);
+        for row in 0..rows {
+            // SAFETY: sixteen sums a row.
+            work.split.sum[row] = unsafe { W::load(work.lane_sums[row * WIDE..].as_ptr()) }.sum();
+        }
+        if item.splits.len() > 1 {
+            add_split::<W>(&mut work.total, &work.split, rows, work.value_dim);
         }
     }
 }
@@ -90,30 +108,41 @@ fn load_queries(shape: &Shape, block: &Block, head: usize, q: &[f32], work: &mut
 
 /// Lets the block see all tiles of a split, in order.
 #[inline(always)]
-fn see_split<V: Lanes, S: Store>(layer: &AttentionLayer<'_>, plan: &Plan, item: &Item, split: usize, work: &mut Work) {
+fn see_split<W: Wide, S: Store>(
+    layer: &AttentionLayer<'_>,
+    plan: &Plan,
+    item: &Item,
+    split: usize,
+    next: Option<&Item>,
+    work: &mut Work,
+) {
     let block = &item.block;
-    let first = plan.shape.first_visible(block.first_position).max(split * SPLIT);
-    let end = (block.first_position + block.n_tokens).min((split + 1) * SPLIT);
-    let table = &plan.pages[block.pages.clone()];
-    let mut this = Groups::find(layer, table, item.head, first / TILE, first..end);
-    for tile in first / TILE..end.div_ceil(TILE) {
-        let next = Groups::find(layer, table, item.head, tile + 1, first..end);
+    let seen = item.positions(&plan.shape);
+    let within = seen.start.max(split * SPLIT)..seen.end.min((split + 1) * SPLIT);
+    let mut this = Groups::find(layer, plan, item, within.start / TILE);
+    for tile in within.start / TILE..within.end.div_ceil(TILE) {
+        let ahead = match next {
+            _ if (tile + 1) * TILE < seen.end => Groups::find(layer, plan, item, tile + 1),
+            Some(next) => Groups::find(layer, plan, next, next.positions(&plan.shape).start / TILE),
+            None => Groups::default(),
+        };
         let tile = Tile {
             keys: this.keys,
             values: this.values,
             groups: this.range,
-            next_keys: next.keys,
+            next_keys: ahead.keys,
             start: tile * TILE,
             first_position: block.first_position,
             group_rows: plan.shape.group(),
             window: plan.shape.window,
         };
-        see::<V, S>(work, tile.rows(block.n_tokens), &tile);
-        this = next;
+        see::<W, S>(work, tile.rows(block.n_tokens), &tile);
+        this = ahead;
     }
 }
 
 /// Groups of 16 tokens of a tile.
+#[derive(Default)]
 struct Groups<'a> {
     keys: [&'a [u8]; GROUPS_PER_TILE],
     values: [&'a [u8]; GROUPS_PER_TILE],
@@ -122,22 +151,18 @@ struct Groups<'a> {
 }
 
 impl<'a> Groups<'a> {
-    /// Those groups of a tile that hold any of `positions`.
-    fn find(
-        layer: &AttentionLayer<'a>,
-        table: &[u32],
-        head: usize,
-        tile: usize,
-        positions: Range<usize>,
-    ) -> Groups<'a> {
+    /// Those groups of a tile that hold any of the positions that an item sees.
+    fn find(layer: &AttentionLayer<'a>, plan: &Plan, item: &Item, tile: usize) -> Groups<'a> {
+        let positions = item.positions(&plan.shape);
         let within = |position: usize| position.saturating_sub(tile * TILE).min(TILE);
         let range = within(positions.start) / GROUP_TOKENS..within(positions.end).div_ceil(GROUP_TOKENS);
-        let mut found = Groups { keys: Default::default(), values: Default::default(), range: range.clone() };
+        let mut found = Groups { range: range.clone(), ..Groups::default() };
+        let table = &plan.pages[item.block.pages.clone()];
         let groups_per_page = layer.pages.page_tokens() / GROUP_TOKENS;
         let first = tile * GROUPS_PER_TILE + range.start;
         let (mut page, mut slot) = (first / groups_per_page, first % groups_per_page);
         for group in range {
-            (found.keys[group], found.values[group]) = layer.pages.group(layer.layer, head, table[page], slot);
+            (found.keys[group], found.values[group]) = layer.pages.group(layer.layer, item.head, table[page], slot);
             slot += 1;
             if slot == groups_per_page {
                 (page, slot) = (page + 1, 0);
@@ -149,17 +174,17 @@ impl<'a> Groups<'a> {
 
 /// Folds a split into the splits before it: both sums are brought to the larger of the two largest scores.
 #[inline(always)]
-fn add_split<V: Lanes>(total: &mut Softmax, split: &Softmax, rows: usize, value_dim: usize) {
+fn add_split<W: Wide>(total: &mut Softmax, split: &Softmax, rows: usize, value_dim: usize) {
     for row in 0..rows {
         let values = row * value_dim..(row + 1) * value_dim;
         let partial = (split.largest[row], split.sum[row], &split.values[values.clone()]);
-        add_partial::<V>(&mut total.largest[row], &mut total.sum[row], &mut total.values[values], partial);
+        add_partial::<W>(&mut total.largest[row], &mut total.sum[row], &mut total.values[values], partial);
     }
 }
 
 /// The same for one row.
 #[inline(always)]
-fn add_partial<V: Lanes>(
+fn add_partial<W: Wide>(
     largest: &mut f32,
     sum: &mut f32,
     values: &mut [f32],
@@ -173,28 +198,21 @@ fn add_partial<V: Lanes>(
         return values.copy_from_slice(split_values);
     }
     let now = if *largest > split_largest { *largest } else { split_largest };
-    let [kept, added] = [*largest, split_largest].map(|m| exp(V::splat(m - now)));
+    let [kept, added] = [*largest, split_largest].map(|m| exp(W::splat(m - now)));
     *largest = now;
-    *sum = *sum * kept.to_array()[0] + split_sum * added.to_array()[0];
-    for at in (0..values.len()).step_by(LANES) {
-        // SAFETY: both have `value_dim` elements, a multiple of eight.
+    *sum = *sum * kept.largest() + split_sum * added.largest();
+    for at in (0..values.len()).step_by(WIDE) {
+        // SAFETY: both have `value_dim` elements, a multiple of sixteen.
         unsafe {
-            let new = V::load(split_values.as_ptr().add(at)).mul(added);
-            V::load(values.as_ptr().add(at)).fma(kept, new).store(values.as_mut_ptr().add(at));
+            let new = W::load(split_values.as_ptr().add(at)).mul(added);
+            W::load(values.as_ptr().add(at)).fma(kept, new).store(values.as_mut_ptr().add(at));
         }
     }
 }
 
 /// Writes the finished rows of a block: `values / sum`.
 #[inline(always)]
-fn store_rows<V: Lanes>(
-    shape: &Shape,
-    block: &Block,
-    head: usize,
-    softmax: &Softmax,
-    value_dim: usize,
-    results: &Results<'_>,
-) {
+fn store_rows(shape: &Shape, block: &Block, head: usize, softmax: &Softmax, value_dim: usize, results: &Results<'_>) {
     let group = shape.group();
     for row in 0..block.n_tokens * group {
         let (token, head) = (block.first_token + row / group, head * group + row % group);
@@ -224,10 +242,9 @@ pub(crate) struct Fold<'a> {
     pub(crate) work: &'a mut Work,
 }
 
-impl Kernel for Fold<'_> {
-    type Output = ();
+impl WideKernel for Fold<'_> {
     #[inline(always)]
-    fn run<V: Lanes>(self) {
+    fn run<W: Wide>(self) {
         let Fold { shape, value_dim, results, fold, work } = self;
         let rows = fold.block.n_tokens * shape.group();
         let length = partial_len(value_dim);
@@ -239,9 +256,9 @@ impl Kernel for Fold<'_> {
                 let (values, numbers) = partial.split_at(value_dim);
                 let to = &mut work.total.values[row * value_dim..][..value_dim];
                 let partial = (numbers[0], numbers[1], values);
-                add_partial::<V>(&mut work.total.largest[row], &mut work.total.sum[row], to, partial);
+                add_partial::<W>(&mut work.total.largest[row], &mut work.total.sum[row], to, partial);
             }
         }
-        store_rows::<V>(&shape, &fold.block, fold.head, &work.total, value_dim, results);
+        store_rows(&shape, &fold.block, fold.head, &work.total, value_dim, results);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::attention::TILE;
 use crate::attention::tile::Visible;
-use crate::lanes::LANES;
+use crate::lanes::WIDE;
 
 /// Running softmax of a block: `e^(s - largest)` weighs the values. A row that has seen no token has `sum` 0.
 #[derive(Default)]
@@ -21,10 +21,14 @@ pub(crate) struct Work {
     pub(crate) head_dim: usize,
     /// `head_dim` padded to whole strips.
     pub(crate) value_dim: usize,
+    /// Rows of the block at hand.
+    pub(crate) rows: usize,
     /// Queries times `1 / sqrt(head_dim)`, `[rows, head_dim]`.
     pub(crate) q: Vec<f32>,
     /// The same as integers, for keys that are bytes.
     pub(crate) q_integers: Vec<i16>,
+    /// Their pairs, those of all rows side by side, `[head_dim / 2, rows]`: to step from row to row costs nothing then.
+    pub(crate) q_pairs: Vec<[i16; 2]>,
     /// What an integer of a row is worth, `[rows]`.
     pub(crate) q_scales: Vec<f32>,
     /// Scores of a tile, then its weights, `[rows, TILE]`.
@@ -37,7 +41,7 @@ pub(crate) struct Work {
     pub(crate) worth: Vec<f32>,
     /// What is left of a row's earlier weights after a tile, `[rows]`.
     pub(crate) kept: Vec<f32>,
-    /// Sums of weights lane by lane, `[rows, 8]`.
+    /// Sums of weights lane by lane, `[rows, 16]`.
     pub(crate) lane_sums: Vec<f32>,
     /// Of the split at hand.
     pub(crate) split: Softmax,
@@ -51,13 +55,14 @@ impl Work {
     /// Makes room for `rows` rows.
     pub(crate) fn fit(&mut self, rows: usize, head_dim: usize, value_dim: usize) {
         (self.head_dim, self.value_dim) = (head_dim, value_dim);
-        // Numbers that rows have one of are computed eight at a time.
-        let rows = rows.next_multiple_of(LANES);
+        // Numbers that rows have one of are computed sixteen at a time.
+        let rows = rows.next_multiple_of(WIDE);
         grow(&mut self.visible, rows);
         grow(&mut self.q, rows * head_dim);
         grow(&mut self.q_integers, rows * head_dim);
+        grow(&mut self.q_pairs, rows * head_dim / 2);
         grow(&mut self.scores, rows * TILE);
-        grow(&mut self.lane_sums, rows * LANES);
+        grow(&mut self.lane_sums, rows * WIDE);
         grow(&mut self.weights, rows * TILE);
         for per_row in [&mut self.q_scales, &mut self.reference, &mut self.worth, &mut self.kept] {
             grow(per_row, rows);
