@@ -19,8 +19,9 @@ use crate::{avx2_k_formats as k, avx2_small_formats as small};
 
 /// Panels that are multiplied at once.
 pub(crate) const PANELS: usize = 4;
-/// Most tokens that are multiplied at once: their sums, of integers and of floats, fill half of the registers.
-const TOKENS: usize = 4;
+/// Most tokens that are multiplied at once: their sums, of integers and of floats, fill half of the registers. Of more than four
+/// tokens that leaves room for one pair of panels.
+const TOKENS: usize = 8;
 
 /// `[pair][row]`, a pair being two panels.
 type QuadSums = [f32; PANELS * ROWS];
@@ -59,7 +60,7 @@ struct Work {
     cols: usize,
     /// The tiles to prefetch.
     next: [*const u8; PANELS],
-    /// The tokens' blocks of activations, and behind them as many again as fill the last four.
+    /// The tokens' blocks of activations, and behind them as many again as fill the last eight.
     x: *const [u32; WORDS],
     tokens: usize,
     /// `[token]`.
@@ -127,9 +128,13 @@ unsafe fn multiply<F: WideFormat>(work: &Work) {
             // Memory is asked for along with the first tokens.
             let next = (first == 0).then_some(&work.next);
             match n {
-                1 => some_tokens::<F, 1>(&quad, work, next, Tokens(x), n, sums),
-                2 => some_tokens::<F, 2>(&quad, work, next, Tokens(x), n, sums),
-                _ => some_tokens::<F, TOKENS>(&quad, work, next, Tokens(x), n, sums),
+                1 => some_tokens::<F, 2, 1>(&quad, work, next, Tokens(x), n, sums, 0),
+                2 => some_tokens::<F, 2, 2>(&quad, work, next, Tokens(x), n, sums, 0),
+                3 | 4 => some_tokens::<F, 2, 4>(&quad, work, next, Tokens(x), n, sums, 0),
+                _ => {
+                    some_tokens::<F, 1, TOKENS>(&quad, work, next, Tokens(x), n, sums, 0);
+                    some_tokens::<F, 1, TOKENS>(&quad, work, None, Tokens(x), n, sums, 1);
+                }
             }
         }
     }
@@ -151,13 +156,16 @@ pub(crate) unsafe fn floats_side_by_side(a: __m256, b: __m256) -> __m512 {
     unsafe { _mm512_castsi512_ps(side_by_side(_mm256_castps_si256(a), _mm256_castps_si256(b))) }
 }
 
+/// A pair of tiles, side by side.
+struct Pair<'a, F>(&'a [F; 2]);
+
 // SAFETY of every block in this implementation: the promise of `multiply`'s caller.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl<F: WideFormat> Quad<F> {
+impl<F: WideFormat> Pair<'_, F> {
     /// Columns `4 vector ..+ 4` of a group: unsigned codes, of signed ones plus 128.
     #[inline(always)]
-    unsafe fn codes(&self, pair: usize, group: usize, vector: usize) -> __m512i {
-        let [a, b] = &self.0[pair];
+    unsafe fn codes(&self, group: usize, vector: usize) -> __m512i {
+        let [a, b] = self.0;
         unsafe {
             let codes = F::pair_codes([&a.group(group), &b.group(group)], vector);
             if F::SIGNED { _mm512_xor_si512(codes, _mm512_set1_epi8(-128)) } else { codes }
@@ -166,26 +174,26 @@ impl<F: WideFormat> Quad<F> {
 
     /// See [`Format::scale`](crate::avx2_integers::Format::scale); so for the others.
     #[inline(always)]
-    unsafe fn scale(&self, pair: usize, run: usize) -> __m512i {
-        let [a, b] = &self.0[pair];
+    unsafe fn scale(&self, run: usize) -> __m512i {
+        let [a, b] = self.0;
         unsafe { side_by_side(a.scale(run), b.scale(run)) }
     }
 
     #[inline(always)]
-    unsafe fn minimums(&self, pair: usize, index: usize) -> __m512i {
-        let [a, b] = &self.0[pair];
+    unsafe fn minimums(&self, index: usize) -> __m512i {
+        let [a, b] = self.0;
         unsafe { side_by_side(a.minimums(index), b.minimums(index)) }
     }
 
     #[inline(always)]
-    unsafe fn d(&self, pair: usize, group: usize) -> __m512 {
-        let [a, b] = &self.0[pair];
+    unsafe fn d(&self, group: usize) -> __m512 {
+        let [a, b] = self.0;
         unsafe { floats_side_by_side(a.d(group), b.d(group)) }
     }
 
     #[inline(always)]
-    unsafe fn dmin(&self, pair: usize, group: usize) -> __m512 {
-        let [a, b] = &self.0[pair];
+    unsafe fn dmin(&self, group: usize) -> __m512 {
+        let [a, b] = self.0;
         unsafe { floats_side_by_side(a.dmin(group), b.dmin(group)) }
     }
 }
@@ -209,26 +217,33 @@ impl<const T: usize> Tokens<T> {
     }
 }
 
-/// Sums of `T` tokens and both pairs.
-type Ints<const T: usize> = [[__m512i; T]; 2];
-type Floats<const T: usize> = [[__m512; T]; 2];
+type Pairs<'a, F, const P: usize> = [Pair<'a, F>; P];
+/// Sums of `T` tokens and `P` pairs.
+type Ints<const P: usize, const T: usize> = [[__m512i; T]; P];
+type Floats<const P: usize, const T: usize> = [[__m512; T]; P];
 
-/// `T` tokens, of which the first `n` count.
+/// `P` pairs from `first_pair` on times `T` tokens, of which the first `n` count.
 #[inline(always)]
-unsafe fn some_tokens<F: WideFormat, const T: usize>(
+unsafe fn some_tokens<F: WideFormat, const P: usize, const T: usize>(
     quad: &Quad<F>,
     work: &Work,
     next: Option<&[*const u8; PANELS]>,
     x: Tokens<T>,
     n: usize,
     sums: *mut QuadSums,
+    first_pair: usize,
 ) {
+    let pairs: &Pairs<'_, F, P> = &std::array::from_fn(|p| Pair(&quad.0[(first_pair + p) % 2]));
     // SAFETY: the caller's promise, see `multiply`; sums behind the last token are neither read nor written.
     unsafe {
-        let at = |pair: usize, t: usize| sums.add(t.min(n - 1)).cast::<f32>().add(2 * ROWS * pair);
-        let mut y: Floats<T> =
-            std::array::from_fn(|p| std::array::from_fn(|t| _mm512_maskz_loadu_ps(work.goes_on, at(p, t))));
-        let mut ints: Ints<T> = [[_mm512_setzero_si512(); T]; 2];
+        let at = |pair: usize, t: usize| sums.add(t.min(n - 1)).cast::<f32>().add(2 * ROWS * (first_pair + pair));
+        let mut y: Floats<P, T> = [[_mm512_setzero_ps(); T]; P];
+        for (pair, y) in y.iter_mut().enumerate() {
+            for (t, y) in y.iter_mut().enumerate() {
+                *y = _mm512_maskz_loadu_ps(work.goes_on, at(pair, t));
+            }
+        }
+        let mut ints: Ints<P, T> = [[_mm512_setzero_si512(); T]; P];
         let groups = work.cols / GROUP;
         // A loop, not written out: in a longer body the compiler runs out of registers.
         for group in 0..groups {
@@ -239,21 +254,21 @@ unsafe fn some_tokens<F: WideFormat, const T: usize>(
                 }
             }
             if F::FLOAT_SCALES {
-                let sums = run_sums(quad, group, 0..8, section::OFFSET_32 + group, &x);
-                end_group(quad, group, &x, &sums, &mut y);
+                let sums = run_sums(pairs, group, 0..8, section::OFFSET_32 + group, &x);
+                end_group(pairs, group, &x, &sums, &mut y);
             } else if F::SCALE_COLUMNS == 32 {
-                let sums = run_sums(quad, group, 0..8, section::OFFSET_32 + group, &x);
-                scale_run(quad, 2 * group, &sums, &mut ints);
+                let sums = run_sums(pairs, group, 0..8, section::OFFSET_32 + group, &x);
+                scale_run(pairs, 2 * group, &sums, &mut ints);
             } else {
                 for run in 0..2 {
                     let minus_sum = section::OFFSET_16 + 2 * group + run;
-                    let sums = run_sums(quad, group, 4 * run..4 * run + 4, minus_sum, &x);
-                    scale_run(quad, 2 * group + run, &sums, &mut ints);
+                    let sums = run_sums(pairs, group, 4 * run..4 * run + 4, minus_sum, &x);
+                    scale_run(pairs, 2 * group + run, &sums, &mut ints);
                 }
             }
         }
         if !F::FLOAT_SCALES {
-            end_tile(quad, groups, &x, &ints, &mut y);
+            end_tile(pairs, groups, &x, &ints, &mut y);
         }
         for (pair, y) in y.into_iter().enumerate() {
             y.into_iter().enumerate().take(n).for_each(|(t, y)| _mm512_storeu_ps(at(pair, t), y));
@@ -263,24 +278,30 @@ unsafe fn some_tokens<F: WideFormat, const T: usize>(
 
 /// `Σ code x` over the columns of a scale, some of a group's vectors; word `minus_sum` holds `-Σx` of those.
 #[inline(always)]
-unsafe fn run_sums<F: WideFormat, const T: usize>(
-    quad: &Quad<F>,
+unsafe fn run_sums<F: WideFormat, const P: usize, const T: usize>(
+    pairs: &Pairs<'_, F, P>,
     group: usize,
     vectors: Range<usize>,
     minus_sum: usize,
     x: &Tokens<T>,
-) -> Ints<T> {
+) -> Ints<P, T> {
     let offset_bits = if F::SIGNED { 7 } else { F::OFFSET_BITS };
     // SAFETY: the caller's promise, see `multiply`.
     unsafe {
         let offset = _mm512_set1_epi16(1 << offset_bits);
-        let start: [__m512i; T] = std::array::from_fn(|t| match offset_bits {
-            0 => _mm512_setzero_si512(),
-            _ => _mm512_madd_epi16(x.word(minus_sum, t), offset),
-        });
-        let mut sums = [start; 2];
+        let mut start = [_mm512_setzero_si512(); T];
+        if offset_bits > 0 {
+            for (t, start) in start.iter_mut().enumerate() {
+                *start = _mm512_madd_epi16(x.word(minus_sum, t), offset);
+            }
+        }
+        let mut sums = [start; P];
         for vector in vectors {
-            let codes = [quad.codes(0, group, vector), quad.codes(1, group, vector)];
+            let mut codes = [_mm512_setzero_si512(); P];
+            // Loops, not closures: those would be compiled without the instructions where they are not inlined.
+            for (codes, pair) in codes.iter_mut().zip(pairs) {
+                *codes = pair.codes(group, vector);
+            }
             for t in 0..T {
                 let word = x.word(8 * group + vector, t);
                 for (sums, codes) in sums.iter_mut().zip(codes) {
@@ -294,11 +315,16 @@ unsafe fn run_sums<F: WideFormat, const T: usize>(
 
 /// Adds sums times their integer scale.
 #[inline(always)]
-unsafe fn scale_run<F: WideFormat, const T: usize>(quad: &Quad<F>, run: usize, sums: &Ints<T>, ints: &mut Ints<T>) {
-    for pair in 0..2 {
+unsafe fn scale_run<F: WideFormat, const P: usize, const T: usize>(
+    pairs: &Pairs<'_, F, P>,
+    run: usize,
+    sums: &Ints<P, T>,
+    ints: &mut Ints<P, T>,
+) {
+    for (pair, weights) in pairs.iter().enumerate() {
         // SAFETY: the caller's promise, see `multiply`.
         unsafe {
-            let twice = quad.scale(pair, run);
+            let twice = weights.scale(run);
             for (int, &sum) in ints[pair].iter_mut().zip(&sums[pair]) {
                 *int = if F::SMALL_SUMS {
                     // The upper half of a sum that fits 16 bits is only its sign.
@@ -313,23 +339,23 @@ unsafe fn scale_run<F: WideFormat, const T: usize>(quad: &Quad<F>, run: usize, s
 
 /// The float end of a group with a scale of its own.
 #[inline(always)]
-unsafe fn end_group<F: WideFormat, const T: usize>(
-    quad: &Quad<F>,
+unsafe fn end_group<F: WideFormat, const P: usize, const T: usize>(
+    pairs: &Pairs<'_, F, P>,
     group: usize,
     x: &Tokens<T>,
-    sums: &Ints<T>,
-    y: &mut Floats<T>,
+    sums: &Ints<P, T>,
+    y: &mut Floats<P, T>,
 ) {
     // SAFETY: the caller's promise, see `multiply`.
     unsafe {
         for (pair, (y, sums)) in y.iter_mut().zip(sums).enumerate() {
-            let d = quad.d(pair, group);
+            let d = pairs[pair].d(group);
             for (t, (y, &sum)) in y.iter_mut().zip(sums).enumerate() {
                 let scale = _mm512_mul_ps(d, x.float(section::GROUP_SCALES + group, t));
                 *y = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum), *y);
             }
             if F::MINIMUM_COLUMNS > 0 {
-                let minimum = quad.dmin(pair, group);
+                let minimum = pairs[pair].dmin(group);
                 for (t, y) in y.iter_mut().enumerate() {
                     *y = _mm512_fmadd_ps(minimum, x.float(section::GROUP_SUMS + group, t), *y);
                 }
@@ -340,23 +366,23 @@ unsafe fn end_group<F: WideFormat, const T: usize>(
 
 /// The float end of a tile of integer scales.
 #[inline(always)]
-unsafe fn end_tile<F: WideFormat, const T: usize>(
-    quad: &Quad<F>,
+unsafe fn end_tile<F: WideFormat, const P: usize, const T: usize>(
+    pairs: &Pairs<'_, F, P>,
     groups: usize,
     x: &Tokens<T>,
-    ints: &Ints<T>,
-    y: &mut Floats<T>,
+    ints: &Ints<P, T>,
+    y: &mut Floats<P, T>,
 ) {
     // SAFETY: the caller's promise, see `multiply`.
     unsafe {
-        let minimums = minimum_sums(quad, groups, x);
+        let minimums = minimum_sums(pairs, groups, x);
         for (pair, (y, ints)) in y.iter_mut().zip(ints).enumerate() {
-            let d = quad.d(pair, 0);
+            let d = pairs[pair].d(0);
             for (t, (y, &int)) in y.iter_mut().zip(ints).enumerate() {
                 let x_scale = x.float(section::SCALE, t);
                 *y = _mm512_fmadd_ps(_mm512_mul_ps(d, x_scale), _mm512_cvtepi32_ps(int), *y);
                 if F::MINIMUM_COLUMNS > 0 {
-                    let scale = _mm512_mul_ps(quad.dmin(pair, 0), x_scale);
+                    let scale = _mm512_mul_ps(pairs[pair].dmin(0), x_scale);
                     *y = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(minimums[pair][t]), *y);
                 }
             }
@@ -366,9 +392,13 @@ unsafe fn end_tile<F: WideFormat, const T: usize>(
 
 /// `Σ minimum Σx` over the tile.
 #[inline(always)]
-unsafe fn minimum_sums<F: WideFormat, const T: usize>(quad: &Quad<F>, groups: usize, x: &Tokens<T>) -> Ints<T> {
+unsafe fn minimum_sums<F: WideFormat, const P: usize, const T: usize>(
+    pairs: &Pairs<'_, F, P>,
+    groups: usize,
+    x: &Tokens<T>,
+) -> Ints<P, T> {
     // SAFETY: as below.
-    let mut sums: Ints<T> = unsafe { [[_mm512_setzero_si512(); T]; 2] };
+    let mut sums: Ints<P, T> = unsafe { [[_mm512_setzero_si512(); T]; P] };
     if F::MINIMUM_COLUMNS == 0 {
         return sums;
     }
@@ -377,7 +407,7 @@ unsafe fn minimum_sums<F: WideFormat, const T: usize>(quad: &Quad<F>, groups: us
         for (pair, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the caller's promise, see `multiply`.
             unsafe {
-                let minimums = quad.minimums(pair, index);
+                let minimums = pairs[pair].minimums(index);
                 for (t, sum) in sums.iter_mut().enumerate() {
                     *sum = _mm512_dpwssd_epi32(*sum, minimums, x.word(first_word + index, t));
                 }

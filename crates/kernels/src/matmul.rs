@@ -2,11 +2,6 @@
 
 use std::ops::Range;
 
-#[cfg(target_arch = "x86_64")]
-use octet_checkpoint::ElementType;
-
-#[cfg(target_arch = "x86_64")]
-use crate::activations::Scaling;
 use crate::activations::{ActivationView, Activations};
 use crate::lanes::Instructions;
 use crate::packed::{PackedMatrix, PackedShape};
@@ -145,12 +140,7 @@ pub(crate) fn for_each_sum(
 
 /// From this many tokens on AMX is used: below, expanding its operands costs more than it saves. As measured.
 #[cfg(target_arch = "x86_64")]
-fn amx_from_tokens(kind: ElementType) -> usize {
-    match Scaling::of(kind) {
-        Scaling::Tiles => 7,
-        Scaling::Groups => 9,
-    }
-}
+const AMX_FROM_TOKENS: usize = 9;
 
 /// The way in which panels and tokens are multiplied.
 #[derive(Clone, Copy)]
@@ -174,7 +164,7 @@ impl Way {
             Instructions::Portable => Way::Portable,
             _ if !crate::lanes_avx2::Avx2::is_available() => Way::Portable,
             Instructions::Amx
-                if tokens >= amx_from_tokens(kind) && crate::amx::is_available() && crate::amx::multiplies(kind) =>
+                if tokens >= AMX_FROM_TOKENS && crate::amx::is_available() && crate::amx::multiplies(kind) =>
             {
                 Way::Amx
             }
