@@ -30,8 +30,8 @@ class Refused(Exception):
     """A program failed; the message names it, its command and its last words."""
 
 
-def run(command, prefix=(), timed=False):
-    """Standard output of a command; with `timed` what bench/timed measured of it."""
+def run(command, prefix=(), timed=False, errors_too=False):
+    """Standard output of a command, with `errors_too` followed by its standard error; with `timed` what bench/timed measured of it."""
     with tempfile.NamedTemporaryFile(suffix=".json") as report:
         inner = [os.path.join(ROOT, "bench", "timed"), report.name, *command] if timed else list(command)
         whole = [*prefix, *map(str, inner)]
@@ -42,7 +42,8 @@ def run(command, prefix=(), timed=False):
         if done.returncode != 0:
             last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
             raise Refused(f"failed with {done.returncode}: {last}\n  {shlex.join(whole)}")
-        return json.load(report) if timed else done.stdout.decode(errors="replace")
+        printed = done.stdout + done.stderr if errors_too else done.stdout
+        return json.load(report) if timed else printed.decode(errors="replace")
 
 
 class Octet:
@@ -121,13 +122,17 @@ class Peer:
         return rows[0]["avg_ts"]
 
     def batched(self, model, pp, tg, pl, threads):
-        """Tokens per second that all sequences generate together; None without llama-batched-bench."""
+        """Tokens per second that all sequences generate together; None without llama-batched-bench.
+
+        ik_llama.cpp's prints to standard error, and gives all sequences the same token, so that all choose the same experts and
+        few weights are read: beside ours and llama.cpp's, which draw tokens, its rows of a mixture count only if it does so too.
+        """
         path, options = self._sibling("llama-batched-bench")
         if path is None:
             return None
         context = max(512, pl * (pp + tg))
         command = [path, "-m", model, "-t", threads, "-c", context, "-npp", pp, "-ntg", tg, "-npl", pl, "-b", 2048, "-ub", 512]
-        for line in reversed(run([*map(str, command), *options], self.prefix).splitlines()):
+        for line in reversed(run([*map(str, command), *options], self.prefix, errors_too=True).splitlines()):
             cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
             if len(cells) == 10 and cells[:3] == [str(pp), str(tg), str(pl)]:
                 return float(cells[7])
