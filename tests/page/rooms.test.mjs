@@ -34,10 +34,13 @@ test('two models answer one prompt, and the place where they part is marked with
   await table.waitFor();
   const answers = await page.locator('.columns section').all();
   assert.equal(answers.length, 2);
-  for (const answer of answers) assert.match(await answer.locator('.stats').innerText(), /24 tokens · [\d.,]+ tok\/s · .* to the first token · .* in all/);
   // The server is asked the same by other means.
   const body = { messages: [{ role: 'user', content: QUESTION }], temperature: 0, max_tokens: 24, logprobs: true, top_logprobs: 20 };
   const both = await Promise.all(['dense', 'coarse'].map((model) => ask('/v1/chat/completions', { ...body, model })));
+  for (const [i, { usage }] of both.entries()) {
+    const stats = new RegExp(`^${usage.completion_tokens} tokens · [\\d.,]+ tok/s · .* to the first token · .* in all`);
+    assert.match(await answers[i].locator('.stats').innerText(), stats);
+  }
   const [a, b] = both.map((answer) => answer.choices[0].logprobs.content);
   const at = a.findIndex((token, i) => token.token !== b[i]?.token);
   assert.ok(at >= 0, 'a coarser model says something else');
