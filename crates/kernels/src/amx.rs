@@ -11,8 +11,7 @@
 //! Types with a float scale for 32 columns take tile products 32 columns deep instead, one for each scale.
 //!
 //! The weights of four packed panels (32 rows, a quad) and 256 columns are expanded into the first cache, eight planes of 1 KiB
-//! for each 16 rows, and multiplied by all tokens. With many tokens, the same columns of other quads come next: the tokens'
-//! activations are then read from the second cache, and from further away only once for all rows. The packed order, four columns of a row in a dword and row after row, is the one
+//! for each 16 rows, and multiplied by all tokens. The packed order, four columns of a row in a dword and row after row, is the one
 //! that the instruction wants of its right-hand side.
 
 use std::arch::asm;
@@ -20,20 +19,16 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use octet_checkpoint::ElementType;
-
 use crate::activations::{ActivationView, Scaling, WORDS, section};
 use crate::avx2_integers::{WideFormat, minimum_pairs};
 use crate::packed::PackedShape;
 use crate::packed_layout::{GROUP, ROWS, TILE};
-use crate::{avx2_k_formats as k, avx2_small_formats as small};
+use crate::quads::{QuadSums, QuadWork, for_each_tile, of_format};
 
 mod expand;
 
 use expand::expand;
 
-/// Panels that are multiplied at once.
-pub(crate) const PANELS: usize = 4;
 /// Tokens of a tile product. Blocks of activations may be read up to this many rows behind the last one, and are not used.
 pub(crate) const TOKENS: usize = 16;
 /// Rows of weights in one tile product: two panels.
@@ -71,48 +66,8 @@ fn permission_is_given() -> bool {
     false
 }
 
-/// Whether there is a kernel for the type.
-pub(crate) fn multiplies(kind: ElementType) -> bool {
-    kernel(kind).is_some()
-}
-
 /// Multiplies a tile of four panels by tokens.
-type Kernel = unsafe fn(&Work, &mut Scratch);
-
-fn kernel(kind: ElementType) -> Option<Kernel> {
-    use ElementType::*;
-    Some(match kind {
-        Q4_0 => multiply::<small::Q4_0>,
-        Q4_1 => multiply::<small::Q4_1>,
-        Q5_0 => multiply::<small::Q5_0>,
-        Q5_1 => multiply::<small::Q5_1>,
-        Q8_0 => multiply::<small::Q8_0>,
-        IQ4_NL => multiply::<small::Iq4Nl>,
-        Q2_K => multiply::<k::Q2K>,
-        Q3_K => multiply::<k::Q3K>,
-        Q4_K => multiply::<k::Q4K>,
-        Q5_K => multiply::<k::Q5K>,
-        Q6_K => multiply::<k::Q6K>,
-        IQ4_XS => multiply::<small::Iq4Xs>,
-        _ => return None,
-    })
-}
-
-/// A tile of four panels times tokens.
-struct Work {
-    /// The tile of each panel.
-    tiles: [*const u8; PANELS],
-    cols: usize,
-    /// The tiles to prefetch.
-    next: [*const u8; PANELS],
-    /// The tokens' blocks of activations, and behind them as many again as fill the last sixteen.
-    x: *const [u32; WORDS],
-    tokens: usize,
-    /// `[token][32]`.
-    sums: *mut [f32; PANELS * ROWS],
-    /// All lanes where the sums go on, none where they begin.
-    goes_on: __mmask16,
-}
+type Kernel = unsafe fn(&QuadWork, &mut Scratch);
 
 /// What a kernel keeps in the first cache.
 #[repr(C, align(64))]
@@ -131,57 +86,27 @@ struct Scratch {
 /// `[token][row]`.
 type TileProduct = [[i32; PAIR_ROWS]; TOKENS];
 
-/// `sums [quad][token][32]` = the rows of the panels in `bytes` times `tokens` tokens from `first` on, a quad for every four
-/// panels, the last of which may lack some. Behind `bytes` lies what is to be read next.
+/// See [`for_each_tile`].
 ///
 /// # Safety
 /// [`is_available`] must be true.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(crate) unsafe fn panels(
     shape: &PackedShape,
     bytes: &[u8],
     x: &ActivationView<'_>,
     tokens: Range<usize>,
-    sums: &mut [[f32; PANELS * ROWS]],
+    sums: &mut [QuadSums],
 ) {
-    let n_panels = bytes.len() / shape.panel_bytes;
-    assert!(bytes.len() == n_panels * shape.panel_bytes && sums.len() == n_panels.div_ceil(PANELS) * tokens.len());
-    assert!(tokens.end <= x.rows, "tokens {tokens:?} of {}", x.rows);
-    let kernel = kernel(shape.kind).expect("the caller asked whether there is one");
-    let scaling = Scaling::of(shape.kind);
+    let kernel: Option<Kernel> = of_format!(shape.kind, multiply);
+    let kernel = kernel.expect("the caller asked whether VNNI has one, and both have the same");
     // SAFETY: zeros are a value of every field.
     let mut scratch: Scratch = unsafe { std::mem::zeroed() };
     // SAFETY: the machine has the instructions, and the system has given its permission.
-    unsafe { configure(if scaling == Scaling::Groups { GROUP } else { 64 }) };
-    // One that lacks is another one's, and its sums are not used.
-    let quad_tile = |quad: usize, tile: usize| -> [*const u8; PANELS] {
-        std::array::from_fn(|p| {
-            let panel = (quad * PANELS + p).min(n_panels - 1);
-            bytes.as_ptr().wrapping_add(panel * shape.panel_bytes + tile * shape.tile_bytes)
-        })
-    };
-    let quads = n_panels.div_ceil(PANELS);
-    for tile in 0..shape.tiles {
-        let x = x.padded_ints(scaling, tile, tokens.start, tokens.len().next_multiple_of(TOKENS));
-        for (quad, sums) in sums.chunks_exact_mut(tokens.len()).enumerate() {
-            let next = match (quad + 1 < quads, tile + 1 < shape.tiles) {
-                (true, _) => quad_tile(quad + 1, tile),
-                (false, true) => quad_tile(0, tile + 1),
-                (false, false) => quad_tile(0, 0).map(|panel| panel.wrapping_add(bytes.len())),
-            };
-            let work = Work {
-                tiles: quad_tile(quad, tile),
-                cols: shape.tile_cols(tile),
-                next,
-                x: x.as_ptr(),
-                tokens: tokens.len(),
-                sums: sums.as_mut_ptr(),
-                goes_on: if tile == 0 { 0 } else { !0 },
-            };
-            // SAFETY: tiles, activations and sums are there, and the tile registers are set up for the type.
-            unsafe { kernel(&work, &mut scratch) };
-        }
-    }
+    unsafe { configure(if Scaling::of(shape.kind) == Scaling::Groups { GROUP } else { 64 }) };
+    for_each_tile(shape, bytes, x, (tokens, TOKENS), sums, |work| {
+        // SAFETY: tiles, activations and sums are there, and the tile registers are set up for the type.
+        unsafe { kernel(work, &mut scratch) };
+    });
     // SAFETY: the machine has the instruction.
     unsafe { asm!("tilerelease", options(nostack)) };
 }
@@ -228,9 +153,9 @@ pub(crate) unsafe fn configure_registers(shapes: [(usize, usize); 8]) {
 /// done between the products of the next: the processor looks ahead far enough for that, and not for a whole block.
 ///
 /// # Safety
-/// The machine must have AMX; what [`Work`] points to must be there; the tile registers must be set up.
+/// The machine must have AMX; what [`QuadWork`] points to must be there; the tile registers must be set up.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn multiply<F: WideFormat>(work: &Work, scratch: &mut Scratch) {
+unsafe fn multiply<F: WideFormat>(work: &QuadWork, scratch: &mut Scratch) {
     // SAFETY: the caller's promise.
     unsafe {
         for pair in 0..2 {
@@ -245,12 +170,12 @@ unsafe fn multiply<F: WideFormat>(work: &Work, scratch: &mut Scratch) {
 struct Block {
     x: *const [u32; WORDS],
     tokens: usize,
-    sums: *mut [f32; PANELS * ROWS],
-    /// See [`Work`].
+    sums: *mut QuadSums,
+    /// See [`QuadWork`].
     goes_on: __mmask16,
 }
 
-impl Work {
+impl QuadWork {
     /// Block `index`, if there is one.
     #[inline(always)]
     unsafe fn block(&self, index: usize) -> Option<Block> {
@@ -265,7 +190,7 @@ impl Work {
 
 /// Integer scales: low and high products of both pairs, a sum for each over all columns.
 #[inline(always)]
-unsafe fn by_tiles<F: WideFormat>(work: &Work, scratch: &mut Scratch) {
+unsafe fn by_tiles<F: WideFormat>(work: &QuadWork, scratch: &mut Scratch) {
     const STEPS: usize = TILE / 64;
     // SAFETY: the caller's promise, see `multiply`.
     unsafe {
@@ -295,7 +220,7 @@ unsafe fn by_tiles<F: WideFormat>(work: &Work, scratch: &mut Scratch) {
 
 /// Float scales: a product for each group of 32 columns, one pair after the other.
 #[inline(always)]
-unsafe fn by_groups<F: WideFormat>(work: &Work, scratch: &mut Scratch) {
+unsafe fn by_groups<F: WideFormat>(work: &QuadWork, scratch: &mut Scratch) {
     const GROUPS: usize = TILE / GROUP;
     // SAFETY: the caller's promise, see `multiply`.
     unsafe {

@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use crate::avx2_integers::{Format, WideFormat};
-use crate::avx512_integers::side_by_side;
+use crate::quads::side_by_side;
 
 /// Vector `index` (of 32 bytes) from byte `start` on.
 #[inline(always)]

@@ -5,8 +5,8 @@ use std::arch::x86_64::*;
 
 use crate::avx2_integers::{Format, WideFormat};
 use crate::avx2_k_formats::{halves, moved};
-use crate::avx512_integers::side_by_side;
 use crate::blocks::IQ4_LEVELS;
+use crate::quads::side_by_side;
 
 /// Vector `i` of the nibbles of a group.
 #[inline(always)]

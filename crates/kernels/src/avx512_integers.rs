@@ -10,42 +10,22 @@ use std::ops::Range;
 
 use octet_checkpoint::ElementType;
 
-use crate::activations::{ActivationView, Scaling, WORDS, section};
+use crate::activations::{ActivationView, WORDS, section};
 use crate::avx2::prefetch;
 use crate::avx2_integers::{WideFormat, minimum_pairs};
 use crate::packed::PackedShape;
 use crate::packed_layout::{GROUP, ROWS};
-use crate::{avx2_k_formats as k, avx2_small_formats as small};
+use crate::quads::{PANELS, QuadSums, QuadWork, floats_side_by_side, for_each_tile, of_format, side_by_side};
 
-/// Panels that are multiplied at once.
-pub(crate) const PANELS: usize = 4;
 /// Most tokens that are multiplied at once: their sums, of integers and of floats, fill half of the registers. Of more than four
 /// tokens that leaves room for one pair of panels.
 const TOKENS: usize = 8;
 
-/// `[pair][row]`, a pair being two panels.
-type QuadSums = [f32; PANELS * ROWS];
-
 /// Multiplies a tile of four panels by tokens.
-type Kernel = unsafe fn(&Work);
+type Kernel = unsafe fn(&QuadWork);
 
 fn kernel(kind: ElementType) -> Option<Kernel> {
-    use ElementType::*;
-    Some(match kind {
-        Q4_0 => multiply::<small::Q4_0>,
-        Q4_1 => multiply::<small::Q4_1>,
-        Q5_0 => multiply::<small::Q5_0>,
-        Q5_1 => multiply::<small::Q5_1>,
-        Q8_0 => multiply::<small::Q8_0>,
-        IQ4_NL => multiply::<small::Iq4Nl>,
-        Q2_K => multiply::<k::Q2K>,
-        Q3_K => multiply::<k::Q3K>,
-        Q4_K => multiply::<k::Q4K>,
-        Q5_K => multiply::<k::Q5K>,
-        Q6_K => multiply::<k::Q6K>,
-        IQ4_XS => multiply::<small::Iq4Xs>,
-        _ => return None,
-    })
+    of_format!(kind, multiply)
 }
 
 /// Whether there is a kernel for the type.
@@ -53,24 +33,7 @@ pub(crate) fn multiplies(kind: ElementType) -> bool {
     kernel(kind).is_some()
 }
 
-/// A tile of four panels times tokens.
-struct Work {
-    /// The tile of each panel.
-    tiles: [*const u8; PANELS],
-    cols: usize,
-    /// The tiles to prefetch.
-    next: [*const u8; PANELS],
-    /// The tokens' blocks of activations, and behind them as many again as fill the last eight.
-    x: *const [u32; WORDS],
-    tokens: usize,
-    /// `[token]`.
-    sums: *mut QuadSums,
-    /// All lanes where the sums go on, none where they begin.
-    goes_on: __mmask16,
-}
-
-/// `sums [quad][token]` = the rows of the panels in `bytes` times `tokens`, a quad for every four panels, the last of which may
-/// lack some. Behind `bytes` lies what is to be read next.
+/// See [`for_each_tile`].
 ///
 /// # Safety
 /// The machine must have VNNI, F, BW and VL of AVX-512.
@@ -81,43 +44,21 @@ pub(crate) unsafe fn panels(
     tokens: Range<usize>,
     sums: &mut [QuadSums],
 ) {
-    let n_panels = bytes.len() / shape.panel_bytes;
-    assert!(bytes.len() == n_panels * shape.panel_bytes && sums.len() == n_panels.div_ceil(PANELS) * tokens.len());
-    assert!(tokens.end <= x.rows, "tokens {tokens:?} of {}", x.rows);
     let kernel = kernel(shape.kind).expect("the caller asked whether there is one");
-    let scaling = Scaling::of(shape.kind);
-    for (quad, sums) in sums.chunks_exact_mut(tokens.len()).enumerate() {
-        // A panel that lacks is another one, and its sums are not used.
-        let panels = std::array::from_fn(|p| (quad * PANELS + p).min(n_panels - 1) * shape.panel_bytes);
-        for tile in 0..shape.tiles {
-            let x = x.padded_ints(scaling, tile, tokens.start, tokens.len().next_multiple_of(TOKENS));
-            let tiles = panels.map(|panel: usize| bytes.as_ptr().wrapping_add(panel + tile * shape.tile_bytes));
-            // The tile behind the last one is the first of the panels that come next.
-            let last = tile + 1 == shape.tiles;
-            let ahead = if last { bytes.len() - tile * shape.tile_bytes } else { shape.tile_bytes };
-            let work = Work {
-                tiles,
-                cols: shape.tile_cols(tile),
-                next: tiles.map(|tile| tile.wrapping_add(ahead)),
-                x: x.as_ptr(),
-                tokens: tokens.len(),
-                sums: sums.as_mut_ptr(),
-                goes_on: if tile == 0 { 0 } else { !0 },
-            };
-            // SAFETY: the machine has the instructions; tiles, activations and sums are there.
-            unsafe { kernel(&work) };
-        }
-    }
+    for_each_tile(shape, bytes, x, (tokens, TOKENS), sums, |work| {
+        // SAFETY: the machine has the instructions; tiles, activations and sums are there.
+        unsafe { kernel(work) };
+    });
 }
 
 /// A [`Kernel`].
 ///
 /// # Safety
-/// The machine must have the instructions; what [`Work`] points to must be there.
+/// The machine must have the instructions; what [`QuadWork`] points to must be there.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn multiply<F: WideFormat>(work: &Work) {
+unsafe fn multiply<F: WideFormat>(work: &QuadWork) {
     let groups = work.cols / GROUP;
-    // SAFETY: the caller's promise; behind the last token's activations lie as many as fill four.
+    // SAFETY: the caller's promise; behind the last token's activations lie as many as fill eight.
     unsafe {
         // Written out: a closure would be compiled without the instructions.
         let [a, b, c, d] = work.tiles;
@@ -142,19 +83,6 @@ unsafe fn multiply<F: WideFormat>(work: &Work) {
 
 /// The tiles of two pairs of panels.
 struct Quad<F>([[F; 2]; 2]);
-
-/// Two halves of a vector.
-#[inline(always)]
-pub(crate) unsafe fn side_by_side(a: __m256i, b: __m256i) -> __m512i {
-    // SAFETY: the caller's machine has AVX-512.
-    unsafe { _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b) }
-}
-
-#[inline(always)]
-pub(crate) unsafe fn floats_side_by_side(a: __m256, b: __m256) -> __m512 {
-    // SAFETY: as above.
-    unsafe { _mm512_castsi512_ps(side_by_side(_mm256_castps_si256(a), _mm256_castps_si256(b))) }
-}
 
 /// A pair of tiles, side by side.
 struct Pair<'a, F>(&'a [F; 2]);
@@ -226,7 +154,7 @@ type Floats<const P: usize, const T: usize> = [[__m512; T]; P];
 #[inline(always)]
 unsafe fn some_tokens<F: WideFormat, const P: usize, const T: usize>(
     quad: &Quad<F>,
-    work: &Work,
+    work: &QuadWork,
     next: Option<&[*const u8; PANELS]>,
     x: Tokens<T>,
     n: usize,

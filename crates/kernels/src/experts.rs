@@ -180,10 +180,7 @@ impl Down<'_> {
             for_each_sum(self.instructions, w2(active.expert), panels, &hidden, 0..n, |panel, slot, sums| {
                 let (Slot { token, weight }, row) = (slots[slot], panel * ROWS);
                 let y = part(token, row, (self.dim - row).min(ROWS));
-                match y.as_mut_array::<ROWS>() {
-                    Some(y) => y.iter_mut().zip(sums).for_each(|(y, sum)| *y = weight.mul_add(*sum, *y)),
-                    None => y.iter_mut().zip(sums).for_each(|(y, sum)| *y = weight.mul_add(*sum, *y)),
-                }
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = weight.mul_add(*sum, *y));
             });
             self.changes.add(Matrix::W2, index, 0..n, first, |slot, add| {
                 let Slot { token, weight } = slots[slot];

@@ -60,6 +60,8 @@ mod packed;
 mod packed_layout;
 mod portable;
 mod portable_tiles;
+#[cfg(target_arch = "x86_64")]
+mod quads;
 pub mod quantize;
 mod residual;
 mod rms_norm;

@@ -163,17 +163,10 @@ impl Way {
         match instructions {
             Instructions::Portable => Way::Portable,
             _ if !crate::lanes_avx2::Avx2::is_available() => Way::Portable,
-            Instructions::Amx
-                if tokens >= AMX_FROM_TOKENS && crate::amx::is_available() && crate::amx::multiplies(kind) =>
-            {
-                Way::Amx
-            }
-            Instructions::Amx | Instructions::Vnni
-                if crate::avx2::has_vnni() && crate::avx512_integers::multiplies(kind) =>
-            {
-                Way::Avx512
-            }
-            _ => Way::Avx2,
+            Instructions::Avx2 => Way::Avx2,
+            _ if !crate::avx2::has_vnni() || !crate::avx512_integers::multiplies(kind) => Way::Avx2,
+            Instructions::Amx if tokens >= AMX_FROM_TOKENS && crate::amx::is_available() => Way::Amx,
+            _ => Way::Avx512,
         }
     }
 
@@ -229,7 +222,7 @@ impl Way {
         match self {
             #[cfg(target_arch = "x86_64")]
             Way::Amx | Way::Avx512 if shape.tiles > 0 => {
-                const { assert!(crate::amx::PANELS == STREAMS && crate::avx512_integers::PANELS == STREAMS) };
+                const { assert!(crate::quads::PANELS == STREAMS) };
                 SUMS.with_borrow_mut(|sums| {
                     // What they hold from the last time is written over.
                     let len = panels.len().div_ceil(STREAMS) * n_tokens;

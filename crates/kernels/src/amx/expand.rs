@@ -2,15 +2,15 @@
 
 use std::arch::x86_64::*;
 
-use super::{Scratch, Work};
+use super::Scratch;
 use crate::avx2::prefetch;
 use crate::avx2_integers::{WideFormat, minimum_pairs};
-use crate::avx512_integers::{floats_side_by_side, side_by_side};
 use crate::packed_layout::GROUP;
+use crate::quads::{QuadWork, floats_side_by_side, side_by_side};
 
 /// Unpacks a tile of panels `2 pair` and `2 pair + 1`.
 #[inline(always)]
-pub(super) unsafe fn expand<F: WideFormat>(work: &Work, pair: usize, out: &mut Scratch) {
+pub(super) unsafe fn expand<F: WideFormat>(work: &QuadWork, pair: usize, out: &mut Scratch) {
     let groups = work.cols / GROUP;
     let tiles = [work.tiles[2 * pair], work.tiles[2 * pair + 1]];
     let next = [work.next[2 * pair], work.next[2 * pair + 1]];
