@@ -112,6 +112,14 @@ fn many_sequences_at_once_are_the_same_as_one_by_one() {
 }
 
 #[test]
+fn a_pass_of_no_token_stores_nothing() {
+    let mut kv = KvPages::new(KvType::F16, 1, 2, 64, 16, 1).unwrap();
+    let new = Projections { angles: &RopeAngles::default(), q: &mut [], k: &[], v: &[] };
+    kv.append_turned(&ThreadPool::new(2), 0, std::iter::empty(), new);
+    assert!(kv.page(0).iter().all(|&byte| byte == 0));
+}
+
+#[test]
 fn pages_are_copied_and_exchanged_as_bytes() {
     let mut kv = KvPages::new(KvType::F16, 2, 1, 16, 16, 3).unwrap();
     kv.append(1, 0, 7, &numbers(16, 3), &numbers(16, 4));
