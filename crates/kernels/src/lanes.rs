@@ -108,7 +108,13 @@ pub(crate) trait Lanes: Vector {
     /// They must be writable.
     unsafe fn store_f16(self, to: *mut u16);
     /// The lanes in order.
-    fn to_array(self) -> [f32; LANES];
+    #[inline(always)]
+    fn to_array(self) -> [f32; LANES] {
+        let mut array = [0.0; LANES];
+        // SAFETY: eight floats.
+        unsafe { self.store(array.as_mut_ptr()) };
+        array
+    }
     /// `self / b`.
     fn div(self, b: Self) -> Self;
     /// `if gate > 0 { self } else { 0 }`: whatever `self` is.
@@ -250,46 +256,64 @@ impl<K: WideKernel> Kernel for InPairs<K> {
 mod tests {
     use super::*;
 
-    /// Every float operation, on eight numbers each of `a` and `b`.
+    /// Which NaN comes out is the one thing that instructions do not agree on.
+    fn bits(x: f32) -> u32 {
+        if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }
+    }
+
+    /// Every operation of a [`Vector`] on `N` numbers each of `a` and `b`, the second of which are given as f16 too.
+    #[inline(always)]
+    fn each_of_vector<V: Vector, const N: usize>(a: &[f32; N], b: &[f32; N], halves: &[u16; N]) -> Vec<u32> {
+        // SAFETY: all pointers are to arrays of the right length.
+        unsafe {
+            let (a, b) = (V::load(a.as_ptr()), V::load(b.as_ptr()));
+            // Of a NaN and a number `max` gives the second: only numbers are rounded.
+            let n = V::splat(60.0).min(b.max(V::splat(-60.0))).round();
+            let mut shorts = [0i16; N];
+            V::store_i16(V::splat(1e6).min(a.max(V::splat(-1e6))).round(), shorts.as_mut_ptr());
+            let bytes: Vec<i8> = (0..2 * N).map(|i| (i as i8).wrapping_mul(37) ^ shorts[i / 2] as i8).collect();
+            let products = V::add_products(n, V::load_pairs_i8(bytes.as_ptr()), V::splat_pair(shorts.as_ptr()));
+            let all = [
+                a.add(b),
+                a.sub(b),
+                a.mul(b),
+                a.fma(b, a),
+                a.max(b),
+                a.min(b),
+                a.zero_where_less(b, V::splat(1.5)),
+                a.low_bits_to_exponent(),
+                V::load_f16(halves.as_ptr()),
+                V::from_int(products),
+                V::from_int(V::zero_int()),
+                V::splat(a.sum()),
+                V::splat(a.largest()),
+            ];
+            let lanes = all.into_iter().flat_map(|x| {
+                let mut lanes = [0.0; N];
+                x.store(lanes.as_mut_ptr());
+                lanes.map(bits)
+            });
+            lanes.chain(shorts.map(|short| short as u32)).collect()
+        }
+    }
+
+    /// Every operation of eight lanes, on as many numbers each of `a` and `b`.
     struct Each([f32; 8], [f32; 8]);
 
     impl Kernel for Each {
         type Output = Vec<u32>;
         #[inline(always)]
         fn run<V: Lanes>(self) -> Vec<u32> {
+            let mut halves = [0u16; 8];
             // SAFETY: all pointers are to arrays of the right length.
-            unsafe {
+            let (a, b) = unsafe {
                 let (a, b) = (V::load(self.0.as_ptr()), V::load(self.1.as_ptr()));
-                let mut halves = [0u16; 8];
                 b.store_f16(halves.as_mut_ptr());
-                // Of a NaN and a number `max` gives the second: only numbers are rounded.
-                let n = V::splat(60.0).min(b.max(V::splat(-60.0))).round();
-                let mut shorts = [0i16; 8];
-                V::store_i16(V::splat(1e6).min(a.max(V::splat(-1e6))).round(), shorts.as_mut_ptr());
-                let bytes: [i8; 16] = std::array::from_fn(|i| (i as i8).wrapping_mul(37) ^ shorts[i / 2] as i8);
-                let products = V::add_products(n, V::load_pairs_i8(bytes.as_ptr()), V::splat_pair(shorts.as_ptr()));
-                let all = [
-                    a.add(b),
-                    a.sub(b),
-                    a.mul(b),
-                    a.div(b),
-                    a.fma(b, a),
-                    a.max(b),
-                    a.min(b),
-                    a.where_positive(b),
-                    a.zero_where_less(b, V::splat(1.5)),
-                    a.low_bits_to_exponent(),
-                    V::load_f16(halves.as_ptr()),
-                    V::from_int(products),
-                    a.swap_pairs(),
-                    V::splat(a.sum()),
-                    V::splat(a.largest()),
-                ];
-                // Which NaN comes out is the one thing that instructions do not agree on.
-                let bits = |x: f32| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() };
-                let shorts = shorts.iter().map(|&s| s as u32);
-                all.iter().flat_map(|v| v.to_array().map(bits)).chain(shorts).collect()
-            }
+                (a, b)
+            };
+            let of_eight =
+                [a.div(b), a.where_positive(b), a.swap_pairs()].into_iter().flat_map(|x| x.to_array().map(bits));
+            each_of_vector::<V, 8>(&self.0, &self.1, &halves).into_iter().chain(of_eight).collect()
         }
     }
 
@@ -324,38 +348,8 @@ mod tests {
     impl WideKernel for EachWide<'_> {
         #[inline(always)]
         fn run<W: Wide>(self) {
-            let bits = |x: f32| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() };
-            // SAFETY: all pointers are to arrays of the right length.
-            unsafe {
-                let (a, b) = (W::load(self.0.as_ptr()), W::load(self.1.as_ptr()));
-                let halves = self.1.map(|x| half::f16::from_f32(x).to_bits());
-                let n = W::splat(60.0).min(b.max(W::splat(-60.0))).round();
-                let mut shorts = [0i16; WIDE];
-                W::store_i16(W::splat(1e6).min(a.max(W::splat(-1e6))).round(), shorts.as_mut_ptr());
-                let bytes: [i8; 2 * WIDE] = std::array::from_fn(|i| (i as i8).wrapping_mul(37) ^ shorts[i / 2] as i8);
-                let products = W::add_products(n, W::load_pairs_i8(bytes.as_ptr()), W::splat_pair(shorts.as_ptr()));
-                let all = [
-                    a.add(b),
-                    a.sub(b),
-                    a.mul(b),
-                    a.fma(b, a),
-                    a.max(b),
-                    a.min(b),
-                    a.zero_where_less(b, W::splat(1.5)),
-                    a.low_bits_to_exponent(),
-                    W::load_f16(halves.as_ptr()),
-                    W::from_int(products),
-                    W::from_int(W::zero_int()),
-                    W::splat(a.sum()),
-                    W::splat(a.largest()),
-                ];
-                for x in all {
-                    let mut lanes = [0.0; WIDE];
-                    x.store(lanes.as_mut_ptr());
-                    self.2.extend(lanes.map(bits));
-                }
-                self.2.extend(shorts.map(|short| short as u32));
-            }
+            let halves = self.1.map(|x| half::f16::from_f32(x).to_bits());
+            *self.2 = each_of_vector::<W, WIDE>(&self.0, &self.1, &halves);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::lanes::{Kernel, LANES, Lanes, Vector};
+use crate::lanes::{Kernel, Lanes, Vector};
 
 /// Eight floats in a register.
 #[derive(Clone, Copy)]
@@ -150,12 +150,6 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16) {
         unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
-    }
-    #[inline(always)]
-    fn to_array(self) -> [f32; LANES] {
-        let mut array = [0.0; LANES];
-        unsafe { self.store(array.as_mut_ptr()) };
-        array
     }
     #[inline(always)]
     fn div(self, b: Self) -> Self {

@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use crate::lanes::{Kernel, LANES, Lanes, Vector};
+use crate::lanes::{Kernel, Lanes, Vector};
 
 /// Eight floats in two registers.
 #[derive(Clone, Copy)]
@@ -210,12 +210,6 @@ impl Lanes for Neon {
                 options(pure, nomem, nostack, preserves_flags));
             vst1q_u16(to, halves);
         }
-    }
-    #[inline(always)]
-    fn to_array(self) -> [f32; LANES] {
-        let mut array = [0.0; LANES];
-        unsafe { self.store(array.as_mut_ptr()) };
-        array
     }
     #[inline(always)]
     fn div(self, b: Self) -> Self {

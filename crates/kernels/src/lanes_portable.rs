@@ -129,10 +129,6 @@ impl Lanes for Portable {
         unsafe { *to.cast() = lanes(|i| f16::from_f32(self.0[i]).to_bits()) }
     }
     #[inline(always)]
-    fn to_array(self) -> [f32; LANES] {
-        self.0
-    }
-    #[inline(always)]
     fn div(self, b: Self) -> Self {
         Portable(lanes(|i| self.0[i] / b.0[i]))
     }
