@@ -37,6 +37,7 @@ test('two models answer one prompt, and the place where they part is marked with
   // The server is asked the same by other means.
   const body = { messages: [{ role: 'user', content: QUESTION }], temperature: 0, max_tokens: 24, logprobs: true, top_logprobs: 20 };
   const both = await Promise.all(['dense', 'coarse'].map((model) => ask('/v1/chat/completions', { ...body, model })));
+  assert.equal(both[0].usage.completion_tokens, 24);
   for (const [i, { usage }] of both.entries()) {
     const stats = new RegExp(`^${usage.completion_tokens} tokens · [\\d.,]+ tok/s · .* to the first token · .* in all`);
     assert.match(await answers[i].locator('.stats').innerText(), stats);
