@@ -16,18 +16,20 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::activations::{ActivationView, Scaling, WORDS, section};
+use crate::avx2::prefetch;
 use crate::avx2_integers::{WideFormat, minimum_pairs};
 use crate::packed::PackedShape;
 use crate::packed_layout::{GROUP, ROWS, TILE};
-use crate::quads::{QuadSums, QuadWork, for_each_tile, of_format};
+use crate::quads::{Pair, QuadSums, QuadWork, for_each_tile, of_format};
 
 mod expand;
 
-use expand::expand;
+use expand::{Plane, Planes, expand};
 
 /// Tokens of a tile product. Blocks of activations may be read up to this many rows behind the last one, and are not used.
 pub(crate) const TOKENS: usize = 16;
@@ -72,15 +74,19 @@ type Kernel = unsafe fn(&QuadWork, &mut Scratch);
 /// What a kernel keeps in the first cache.
 #[repr(C, align(64))]
 struct Scratch {
-    /// Of each pair of panels, 64 rows (of four columns each) of 16 dwords: codes, or the low bytes of codes times scales.
-    low: [[u8; PAIR_ROWS * TILE]; 2],
+    /// Of each pair of panels: codes, or the low bytes of codes times scales.
+    low: [Plane; 2],
     /// The high bytes.
-    high: [[u8; PAIR_ROWS * TILE]; 2],
-    minimums: [[__m512i; TILE / GROUP]; 2],
-    d: [[__m512; TILE / GROUP]; 2],
-    dmin: [[__m512; TILE / GROUP]; 2],
+    high: [Plane; 2],
     /// Tile products of two blocks of tokens, eight each: low and high of two pairs, or those of eight groups.
     products: [TileProduct; 16],
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        let plane = [0; PAIR_ROWS * TILE];
+        RefCell::new(Scratch { low: [plane; 2], high: [plane; 2], products: [[[0; PAIR_ROWS]; TOKENS]; 16] })
+    };
 }
 
 /// `[token][row]`.
@@ -99,27 +105,27 @@ pub(crate) unsafe fn panels(
 ) {
     let kernel: Option<Kernel> = of_format!(shape.kind, multiply);
     let kernel = kernel.expect("the caller asked whether VNNI has one, and both have the same");
-    // SAFETY: zeros are a value of every field.
-    let mut scratch: Scratch = unsafe { std::mem::zeroed() };
     // SAFETY: the machine has the instructions, and the system has given its permission.
-    unsafe { configure(if Scaling::of(shape.kind) == Scaling::Groups { GROUP } else { 64 }) };
-    for_each_tile(shape, bytes, x, (tokens, TOKENS), sums, |work| {
-        // SAFETY: tiles, activations and sums are there, and the tile registers are set up for the type.
-        unsafe { kernel(work, &mut scratch) };
+    unsafe { configure(if Scaling::of(shape.kind) == Scaling::Groups { GROUP } else { 64 }, tokens.len().min(TOKENS)) };
+    SCRATCH.with_borrow_mut(|scratch| {
+        for_each_tile(shape, bytes, x, (tokens, TOKENS), sums, |work| {
+            // SAFETY: tiles, activations and sums are there, and the tile registers are set up for the type.
+            unsafe { kernel(work, scratch) };
+        });
     });
     // SAFETY: the machine has the instruction.
     unsafe { asm!("tilerelease", options(nostack)) };
 }
 
-/// Sets up the tile registers: 0 to 3 and 4 (activations) have sixteen rows, 6 and 7 (weights) one for every four columns.
+/// Sets up the tile registers: 0 to 3 (sums), 4 and 5 (activations) have sixteen rows, 6 and 7 (weights) one for every four columns.
 ///
 /// # Safety
 /// [`is_available`] must be true.
-unsafe fn configure(depth: usize) {
+unsafe fn configure(depth: usize, tokens: usize) {
     let shape = |register: usize| match register {
-        4 => (TOKENS, depth),
+        4 | 5 => (tokens, depth),
         6 | 7 => (depth / 4, 64),
-        _ => (TOKENS, 64),
+        _ => (tokens, 64),
     };
     // SAFETY: the caller's promise; at most sixteen rows of 64 bytes.
     unsafe { configure_registers(std::array::from_fn(shape)) };
@@ -147,6 +153,77 @@ pub(crate) unsafe fn configure_registers(shapes: [(usize, usize); 8]) {
     unsafe { asm!("ldtilecfg [{at}]", at = in(reg) &raw const configuration, options(nostack, readonly)) };
 }
 
+/// Sixteen tokens times a group of 32 columns of a plane of signed codes.
+macro_rules! group_product {
+    ($group:literal, $sum:literal, ($at:literal, $x:expr), ($plane:literal, $codes:expr)) => {
+        asm!(
+            concat!("tilezero ", $sum),
+            concat!("tileloadd ", $at, ", [{x} + {x_stride}]"),
+            concat!("tileloadd ", $plane, ", [{codes} + {stride}]"),
+            concat!("tdpbssd ", $sum, ", ", $at, ", ", $plane),
+            x = in(reg) $x.cast::<u8>().add(GROUP * $group),
+            codes = in(reg) $codes.as_ptr().add(PAIR_ROWS * GROUP * $group),
+            x_stride = in(reg) WORDS * 4,
+            stride = in(reg) 64usize,
+            options(nostack, readonly),
+        )
+    };
+}
+
+macro_rules! store_group_product {
+    ($group:literal, $sum:literal, $out:expr) => {
+        asm!(
+            concat!("tilestored [{out} + {stride}], ", $sum),
+            out = in(reg) $out.as_mut_ptr().add($group),
+            stride = in(reg) 64usize,
+            options(nostack),
+        )
+    };
+}
+
+macro_rules! nothing {
+    ($group:literal) => {};
+}
+
+/// `$out` = sixteen tokens at `$x` times each of eight groups; `$begin` stands before the product of its group, `$end` behind it. A product is stored
+/// behind the next one, when it is done: the processor would wait for it.
+macro_rules! group_products {
+    ($x:expr, $codes:expr, $out:expr, $begin:ident, $end:ident) => {
+        $begin!(0);
+        group_product!(0, "tmm0", ("tmm4", $x), ("tmm6", $codes));
+        $end!(0);
+        $begin!(1);
+        group_product!(1, "tmm1", ("tmm5", $x), ("tmm7", $codes));
+        store_group_product!(0, "tmm0", $out);
+        $end!(1);
+        $begin!(2);
+        group_product!(2, "tmm2", ("tmm4", $x), ("tmm6", $codes));
+        store_group_product!(1, "tmm1", $out);
+        $end!(2);
+        $begin!(3);
+        group_product!(3, "tmm3", ("tmm5", $x), ("tmm7", $codes));
+        store_group_product!(2, "tmm2", $out);
+        $end!(3);
+        $begin!(4);
+        group_product!(4, "tmm0", ("tmm4", $x), ("tmm6", $codes));
+        store_group_product!(3, "tmm3", $out);
+        $end!(4);
+        $begin!(5);
+        group_product!(5, "tmm1", ("tmm5", $x), ("tmm7", $codes));
+        store_group_product!(4, "tmm0", $out);
+        $end!(5);
+        $begin!(6);
+        group_product!(6, "tmm2", ("tmm4", $x), ("tmm6", $codes));
+        store_group_product!(5, "tmm1", $out);
+        $end!(6);
+        $begin!(7);
+        group_product!(7, "tmm3", ("tmm5", $x), ("tmm7", $codes));
+        store_group_product!(6, "tmm2", $out);
+        $end!(7);
+        store_group_product!(7, "tmm3", $out);
+    };
+}
+
 /// A [`Kernel`].
 ///
 /// The tile products of sixteen tokens are followed by their float ends, which wait for them. So the ends of one block are
@@ -157,64 +234,90 @@ pub(crate) unsafe fn configure_registers(shapes: [(usize, usize); 8]) {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn multiply<F: WideFormat>(work: &QuadWork, scratch: &mut Scratch) {
     // SAFETY: the caller's promise.
-    unsafe {
-        for pair in 0..2 {
-            expand::<F>(work, pair, scratch);
-        }
-        if F::FLOAT_SCALES { by_groups::<F>(work, scratch) } else { by_tiles::<F>(work, scratch) }
-    }
+    unsafe { if F::FLOAT_SCALES { by_groups::<F>(work, scratch) } else { by_tiles::<F>(work, scratch) } }
 }
 
 /// Sixteen tokens, or the last ones.
 #[derive(Clone, Copy)]
 struct Block {
     x: *const [u32; WORDS],
-    tokens: usize,
     sums: *mut QuadSums,
     /// See [`QuadWork`].
     goes_on: __mmask16,
 }
 
 impl QuadWork {
-    /// Block `index`, if there is one.
+    /// Block `index`.
     #[inline(always)]
-    unsafe fn block(&self, index: usize) -> Option<Block> {
-        let first = index * TOKENS;
+    unsafe fn block(&self, index: usize) -> Block {
         // SAFETY: the caller's promise, see `multiply`.
-        (first < self.tokens).then(|| unsafe {
-            let tokens = (self.tokens - first).min(TOKENS);
-            Block { x: self.x.add(first), tokens, sums: self.sums.add(first), goes_on: self.goes_on }
-        })
+        unsafe { Block { x: self.x.add(index * TOKENS), sums: self.sums.add(index * TOKENS), goes_on: self.goes_on } }
+    }
+
+    /// The tiles of panels `2 pair` and `2 pair + 1`.
+    #[inline(always)]
+    unsafe fn pair<F: WideFormat>(&self, pair: usize) -> Pair<F> {
+        // SAFETY: as above.
+        unsafe { Pair::new(self.tiles[2 * pair], self.tiles[2 * pair + 1], self.cols / GROUP) }
+    }
+
+    /// Asks for a part of the next tiles of pair `pair` while group `group` is unpacked.
+    #[inline(always)]
+    fn prefetch<F: WideFormat>(&self, pair: usize, group: usize) {
+        let lines = F::BYTES.div_ceil(64);
+        for line in group * lines / 8..(group + 1) * lines / 8 {
+            self.next[2 * pair..2 * pair + 2].iter().for_each(|tile| prefetch(tile.wrapping_add(line * 64)));
+        }
     }
 }
 
 /// Integer scales: low and high products of both pairs, a sum for each over all columns.
 #[inline(always)]
 unsafe fn by_tiles<F: WideFormat>(work: &QuadWork, scratch: &mut Scratch) {
-    const STEPS: usize = TILE / 64;
-    // SAFETY: the caller's promise, see `multiply`.
+    // SAFETY: the caller's promise, see `multiply`; blocks of weights with integer scales fill a tile.
     unsafe {
-        let ends = [TileEnd::load::<F>(scratch, 0), TileEnd::load::<F>(scratch, 1)];
-        let mut before: Option<Block> = None;
-        for index in 0..=work.tokens.div_ceil(TOKENS) {
-            let block = work.block(index);
-            let (now, then) = scratch.products.split_at_mut(8);
-            let (now, then) = if index % 2 == 0 { (now, then) } else { (then, now) };
-            for step in 0..STEPS {
-                if let Some(block) = block {
-                    add_products(step, block.x, &scratch.low, &scratch.high);
+        let pairs = [work.pair::<F>(0), work.pair::<F>(1)];
+        let ends = [TileEnd::of(&pairs[0]), TileEnd::of(&pairs[1])];
+        let Scratch { low, high, products } = scratch;
+        let (mut now, mut then) = products.split_at_mut(8);
+        let mut block = work.block(0);
+        // Weights are unpacked a step before they are multiplied: they have reached the cache then.
+        macro_rules! unpack {
+            ($step:literal) => {
+                for (pair, weights) in pairs.iter().enumerate() {
+                    work.prefetch::<F>(pair, 2 * $step);
+                    work.prefetch::<F>(pair, 2 * $step + 1);
+                    expand::<F, { 2 * $step }, 2>(weights, &mut low[pair], &mut high[pair]);
                 }
-                if let Some(before) = before {
-                    for token in step * TOKENS / STEPS..((step + 1) * TOKENS / STEPS).min(before.tokens) {
-                        end_tile::<F>(before, token, &ends, then);
-                    }
-                }
-            }
-            if block.is_some() {
-                store_products(now);
-            }
-            before = block;
+            };
         }
+        unpack!(0);
+        unpack!(1);
+        add_products::<F>(0, block.x, low, high);
+        unpack!(2);
+        add_products::<F>(1, block.x, low, high);
+        unpack!(3);
+        add_products::<F>(2, block.x, low, high);
+        add_products::<F>(3, block.x, low, high);
+        store_products(now);
+        let last = (work.tokens - 1) / TOKENS;
+        for index in 1..=last {
+            let before = std::mem::replace(&mut block, work.block(index));
+            std::mem::swap(&mut now, &mut then);
+            // Written out, so that nothing but these instructions stands between the products.
+            macro_rules! step {
+                ($step:literal: $($token:literal)*) => {
+                    add_products::<F>($step, block.x, low, high);
+                    $( end_tile::<F>(before, $token, &ends, then); )*
+                };
+            }
+            step!(0: 0 1 2 3);
+            step!(1: 4 5 6 7);
+            step!(2: 8 9 10 11);
+            step!(3: 12 13 14 15);
+            store_products(now);
+        }
+        (0..work.tokens - last * TOKENS).for_each(|token| end_tile::<F>(block, token, &ends, now));
     }
 }
 
@@ -222,28 +325,56 @@ unsafe fn by_tiles<F: WideFormat>(work: &QuadWork, scratch: &mut Scratch) {
 #[inline(always)]
 unsafe fn by_groups<F: WideFormat>(work: &QuadWork, scratch: &mut Scratch) {
     const GROUPS: usize = TILE / GROUP;
+    let groups = work.cols / GROUP;
+    let Scratch { low: [codes, _], high: [unused, _], products } = scratch;
     // SAFETY: the caller's promise, see `multiply`.
     unsafe {
         for pair in 0..2 {
+            let weights = work.pair::<F>(pair);
+            let (mut now, mut then) = products.split_at_mut(GROUPS);
+            let mut block = work.block(0);
+            // Weights are unpacked some groups before they are multiplied: they have reached the cache then.
+            macro_rules! unpack {
+                ($first:literal) => {
+                    work.prefetch::<F>(pair, $first);
+                    work.prefetch::<F>(pair, $first + 1);
+                    if $first + 1 < groups {
+                        expand::<F, $first, 2>(&weights, codes, unused);
+                    } else if $first < groups {
+                        expand::<F, $first, 1>(&weights, codes, unused);
+                    }
+                };
+            }
+            macro_rules! unpack_ahead {
+                (0) => {
+                    unpack!(2)
+                };
+                (2) => {
+                    unpack!(4)
+                };
+                (4) => {
+                    unpack!(6)
+                };
+                ($group:tt) => {};
+            }
+            unpack!(0);
+            group_products!(block.x, codes, now, unpack_ahead, nothing);
             // In registers, through all blocks.
-            let (d, dmin) = (scratch.d[pair], scratch.dmin[pair]);
-            let mut before: Option<Block> = None;
-            for index in 0..=work.tokens.div_ceil(TOKENS) {
-                let block = work.block(index);
-                let (now, then) = scratch.products.split_at_mut(GROUPS);
-                let (now, then) = if index % 2 == 0 { (now, then) } else { (then, now) };
-                for (group, now) in now[..GROUPS].iter_mut().enumerate() {
-                    if let Some(block) = block {
-                        group_product(group, block.x, &scratch.low[pair], now);
-                    }
-                    if let Some(before) = before {
-                        let two = group * TOKENS / GROUPS;
-                        if two < before.tokens {
-                            end_groups::<F>(work.cols / GROUP, before, two, pair, (&d, &dmin), then);
-                        }
-                    }
+            let scales = GroupEnd::of(&weights, groups);
+            let last = (work.tokens - 1) / TOKENS;
+            for index in 1..=last {
+                let before = std::mem::replace(&mut block, work.block(index));
+                std::mem::swap(&mut now, &mut then);
+                macro_rules! end {
+                    ($group:literal) => {
+                        end_groups::<F>(groups, before, [2 * $group, 2 * $group + 1], pair, &scales, then)
+                    };
                 }
-                before = block;
+                group_products!(block.x, codes, now, nothing, end);
+            }
+            let left = work.tokens - last * TOKENS;
+            for token in (0..left).step_by(2) {
+                end_groups::<F>(groups, block, [token, (token + 1).min(left - 1)], pair, &scales, now);
             }
         }
     }
@@ -252,35 +383,39 @@ unsafe fn by_groups<F: WideFormat>(work: &QuadWork, scratch: &mut Scratch) {
 /// Adds the products of columns `64 step ..+ 64` to tile registers 0 to 3: sixteen tokens times the low and the high plane of
 /// both pairs. Step 0 begins at zero. The compiler uses no tile registers, so they keep what they hold between calls.
 #[inline(always)]
-unsafe fn add_products(
-    step: usize,
-    x: *const [u32; WORDS],
-    low: &[[u8; PAIR_ROWS * TILE]; 2],
-    high: &[[u8; PAIR_ROWS * TILE]; 2],
-) {
+unsafe fn add_products<F: WideFormat>(step: usize, x: *const [u32; WORDS], low: &[Plane; 2], high: &[Plane; 2]) {
+    /// `$high_product` takes the high plane: with or without sign.
+    macro_rules! products {
+        ($high_product:literal) => {
+            asm!(
+                "tileloadd tmm4, [{x} + {x_stride}]",
+                "tileloadd tmm6, [{low} + {stride}]",
+                "tdpbsud tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{high} + {stride}]",
+                concat!($high_product, " tmm1, tmm4, tmm7"),
+                "tileloadd tmm6, [{low} + {stride} + {pair}]",
+                "tdpbsud tmm2, tmm4, tmm6",
+                "tileloadd tmm7, [{high} + {stride} + {pair}]",
+                concat!($high_product, " tmm3, tmm4, tmm7"),
+                x = in(reg) x.cast::<u8>().add(64 * step),
+                low = in(reg) low.as_ptr().cast::<u8>().add(1024 * step),
+                high = in(reg) high.as_ptr().cast::<u8>().add(1024 * step),
+                x_stride = in(reg) WORDS * 4,
+                stride = in(reg) 64usize,
+                pair = const PAIR_ROWS * TILE,
+                options(nostack, readonly),
+            )
+        };
+    }
     // SAFETY: the planes have four tiles, the tokens' blocks four times 64 columns; the tile registers are set up for it.
     unsafe {
         if step == 0 {
             asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
         }
-        asm!(
-            "tileloadd tmm4, [{x} + {x_stride}]",
-            "tileloadd tmm6, [{low} + {stride}]",
-            "tdpbsud tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{high} + {stride}]",
-            "tdpbssd tmm1, tmm4, tmm7",
-            "tileloadd tmm6, [{low} + {stride} + {pair}]",
-            "tdpbsud tmm2, tmm4, tmm6",
-            "tileloadd tmm7, [{high} + {stride} + {pair}]",
-            "tdpbssd tmm3, tmm4, tmm7",
-            x = in(reg) x.cast::<u8>().add(64 * step),
-            low = in(reg) low.as_ptr().cast::<u8>().add(1024 * step),
-            high = in(reg) high.as_ptr().cast::<u8>().add(1024 * step),
-            x_stride = in(reg) WORDS * 4,
-            stride = in(reg) 64usize,
-            pair = const PAIR_ROWS * TILE,
-            options(nostack, readonly),
-        );
+        match const { Planes::of::<F>() } {
+            Planes::Bytes => products!("tdpbssd"),
+            _ => products!("tdpbsud"),
+        }
     }
 }
 
@@ -301,30 +436,6 @@ unsafe fn store_products(out: &mut [TileProduct]) {
     }
 }
 
-/// `out` = sixteen tokens times group `group` of 32 columns of a plane of signed codes.
-#[inline(always)]
-unsafe fn group_product(group: usize, x: *const [u32; WORDS], codes: &[u8; PAIR_ROWS * TILE], out: &mut TileProduct) {
-    macro_rules! product {
-        ($sum:literal, $x:literal, $codes:literal) => {
-            asm!(
-                concat!("tilezero ", $sum),
-                concat!("tileloadd ", $x, ", [{x} + {x_stride}]"),
-                concat!("tileloadd ", $codes, ", [{codes} + {stride}]"),
-                concat!("tdpbssd ", $sum, ", ", $x, ", ", $codes),
-                concat!("tilestored [{out} + {stride}], ", $sum),
-                x = in(reg) x.cast::<u8>().add(32 * group),
-                codes = in(reg) codes.as_ptr().add(512 * group),
-                out = in(reg) out.as_mut_ptr(),
-                x_stride = in(reg) WORDS * 4,
-                stride = in(reg) 64usize,
-                options(nostack),
-            )
-        };
-    }
-    // SAFETY: the plane has eight tiles half as deep, the tokens' blocks eight times 32 columns.
-    unsafe { product!("tmm0", "tmm4", "tmm6") }
-}
-
 /// What the float end of integer scales needs of the weights of a pair.
 struct TileEnd {
     d: __m512,
@@ -334,8 +445,40 @@ struct TileEnd {
 
 impl TileEnd {
     #[inline(always)]
-    unsafe fn load<F: WideFormat>(scratch: &Scratch, pair: usize) -> TileEnd {
-        TileEnd { d: scratch.d[pair][0], dmin: scratch.dmin[pair][0], minimums: scratch.minimums[pair] }
+    unsafe fn of<F: WideFormat>(pair: &Pair<F>) -> TileEnd {
+        // SAFETY: the caller's promise, see `multiply`.
+        unsafe {
+            let (zeros, mut minimums) = (_mm512_setzero_ps(), [_mm512_setzero_si512(); TILE / GROUP]);
+            if F::MINIMUM_COLUMNS > 0 {
+                for (p, minimums) in minimums.iter_mut().enumerate().take(minimum_pairs::<F>(TILE / GROUP)) {
+                    *minimums = pair.minimums(p);
+                }
+            }
+            TileEnd { d: pair.d(0), dmin: if F::MINIMUM_COLUMNS > 0 { pair.dmin(0) } else { zeros }, minimums }
+        }
+    }
+}
+
+/// What the float end of float scales needs of the weights of a pair.
+struct GroupEnd {
+    d: [__m512; TILE / GROUP],
+    dmin: [__m512; TILE / GROUP],
+}
+
+impl GroupEnd {
+    #[inline(always)]
+    unsafe fn of<F: WideFormat>(pair: &Pair<F>, groups: usize) -> GroupEnd {
+        // SAFETY: the caller's promise, see `multiply`.
+        unsafe {
+            let mut end = GroupEnd { d: [_mm512_setzero_ps(); 8], dmin: [_mm512_setzero_ps(); 8] };
+            for group in 0..groups {
+                end.d[group] = pair.d(group);
+                if F::MINIMUM_COLUMNS > 0 {
+                    end.dmin[group] = pair.dmin(group);
+                }
+            }
+            end
+        }
     }
 }
 
@@ -360,7 +503,11 @@ unsafe fn end_tile<F: WideFormat>(block: Block, token: usize, ends: &[TileEnd; 2
             let at = block.sums.add(token).cast::<f32>().add(pair * PAIR_ROWS);
             let low = _mm512_load_si512(products[2 * pair][token].as_ptr().cast());
             let high = _mm512_load_si512(products[2 * pair + 1][token].as_ptr().cast());
-            let sum = _mm512_add_epi32(low, _mm512_slli_epi32::<8>(high));
+            let sum = match const { Planes::of::<F>() } {
+                Planes::Codes => unreachable!("they have no tile end"),
+                Planes::Halves => _mm512_add_epi32(low, _mm512_slli_epi32::<2>(high)),
+                Planes::Bytes => _mm512_add_epi32(low, _mm512_slli_epi32::<8>(high)),
+            };
             let d = _mm512_mul_ps(end.d, x_scale);
             let mut y = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(sum), _mm512_maskz_loadu_ps(block.goes_on, at));
             if F::MINIMUM_COLUMNS > 0 {
@@ -371,27 +518,26 @@ unsafe fn end_tile<F: WideFormat>(block: Block, token: usize, ends: &[TileEnd; 2
     }
 }
 
-/// The float end of float scales, for a pair and two tokens, of which the second may be none: it is not stored then.
+/// The float end of float scales, for a pair and two tokens, which may be the same.
 #[inline(always)]
 unsafe fn end_groups<F: WideFormat>(
     groups: usize,
     block: Block,
-    first: usize,
+    tokens: [usize; 2],
     pair: usize,
-    (d, dmin): (&[__m512; TILE / GROUP], &[__m512; TILE / GROUP]),
+    GroupEnd { d, dmin }: &GroupEnd,
     products: &[TileProduct],
 ) {
-    // SAFETY: the caller's promise, see `multiply`; behind the last token's activations lie as many as fill a block.
+    // SAFETY: the caller's promise, see `multiply`.
     unsafe {
-        let at = |token: usize| block.sums.add(token).cast::<f32>().add(pair * PAIR_ROWS);
-        let second = if first + 1 < block.tokens { first + 1 } else { first };
-        let mut y = [first, second].map(|token| _mm512_maskz_loadu_ps(block.goes_on, at(token)));
+        let at = |t: usize| block.sums.add(tokens[t]).cast::<f32>().add(pair * PAIR_ROWS);
+        let mut y = [_mm512_maskz_loadu_ps(block.goes_on, at(0)), _mm512_maskz_loadu_ps(block.goes_on, at(1))];
         // A macro, since a closure is called rather than inlined, and its scales stay in registers only if it is written out.
         macro_rules! add {
             ($($group:expr),*) => { $(
                 for (t, y) in y.iter_mut().enumerate() {
-                    let x = (*block.x.add(first + t)).as_ptr().cast::<f32>();
-                    let sum = _mm512_load_si512(products[$group][first + t].as_ptr().cast());
+                    let x = (*block.x.add(tokens[t])).as_ptr().cast::<f32>();
+                    let sum = _mm512_load_si512(products[$group][tokens[t]].as_ptr().cast());
                     let x_scale = _mm512_set1_ps(x.add(section::GROUP_SCALES + $group).read());
                     *y = _mm512_fmadd_ps(_mm512_mul_ps(d[$group], x_scale), _mm512_cvtepi32_ps(sum), *y);
                     if F::MINIMUM_COLUMNS > 0 {
@@ -408,9 +554,7 @@ unsafe fn end_groups<F: WideFormat>(
                 add!(group);
             }
         }
-        if second != first {
-            _mm512_storeu_ps(at(second), y[1]);
-        }
-        _mm512_storeu_ps(at(first), y[0]);
+        _mm512_storeu_ps(at(0), y[0]);
+        _mm512_storeu_ps(at(1), y[1]);
     }
 }

@@ -81,6 +81,9 @@ pub(crate) trait Format: Sized {
 
 /// How VNNI and AMX read packed tiles: two panels side by side.
 pub(crate) trait WideFormat: Format {
+    /// Whether codes have up to four bits and no offset, and integer scales up to six and no sign.
+    const SHORT_CODES: bool = false;
+
     /// [`codes`](Format::codes) of a group of two tiles.
     ///
     /// # Safety

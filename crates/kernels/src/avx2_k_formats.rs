@@ -258,6 +258,8 @@ impl<const FIFTH: bool> Format for Q45K<FIFTH> {
 }
 
 impl<const FIFTH: bool> WideFormat for Q45K<FIFTH> {
+    const SHORT_CODES: bool = !FIFTH;
+
     #[inline(always)]
     unsafe fn pair_codes(groups: [&KGroup; 2], i: usize) -> __m512i {
         // SAFETY: as above.
@@ -421,6 +423,8 @@ impl Format for Q2K {
 }
 
 impl WideFormat for Q2K {
+    const SHORT_CODES: bool = true;
+
     #[inline(always)]
     unsafe fn pair_codes(groups: [&KGroup; 2], i: usize) -> __m512i {
         // SAFETY: as above.

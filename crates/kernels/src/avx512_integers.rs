@@ -15,7 +15,7 @@ use crate::avx2::prefetch;
 use crate::avx2_integers::{WideFormat, minimum_pairs};
 use crate::packed::PackedShape;
 use crate::packed_layout::{GROUP, ROWS};
-use crate::quads::{PANELS, QuadSums, QuadWork, floats_side_by_side, for_each_tile, of_format, side_by_side};
+use crate::quads::{PANELS, Pair, QuadSums, QuadWork, for_each_tile, of_format};
 
 /// Most tokens that are multiplied at once: their sums, of integers and of floats, fill half of the registers. Of more than four
 /// tokens that leaves room for one pair of panels.
@@ -62,7 +62,7 @@ unsafe fn multiply<F: WideFormat>(work: &QuadWork) {
     unsafe {
         // Written out: a closure would be compiled without the instructions.
         let [a, b, c, d] = work.tiles;
-        let quad = Quad([[F::new(a, groups), F::new(b, groups)], [F::new(c, groups), F::new(d, groups)]]);
+        let quad = [Pair::new(a, b, groups), Pair::new(c, d, groups)];
         for first in (0..work.tokens).step_by(TOKENS) {
             let n = (work.tokens - first).min(TOKENS);
             let (x, sums) = (work.x.add(first).cast(), work.sums.add(first));
@@ -81,48 +81,13 @@ unsafe fn multiply<F: WideFormat>(work: &QuadWork) {
     }
 }
 
-/// The tiles of two pairs of panels.
-struct Quad<F>([[F; 2]; 2]);
-
-/// A pair of tiles, side by side.
-struct Pair<'a, F>(&'a [F; 2]);
-
-// SAFETY of every block in this implementation: the promise of `multiply`'s caller.
-#[allow(clippy::undocumented_unsafe_blocks)]
-impl<F: WideFormat> Pair<'_, F> {
-    /// Columns `4 vector ..+ 4` of a group: unsigned codes, of signed ones plus 128.
-    #[inline(always)]
-    unsafe fn codes(&self, group: usize, vector: usize) -> __m512i {
-        let [a, b] = self.0;
-        unsafe {
-            let codes = F::pair_codes([&a.group(group), &b.group(group)], vector);
-            if F::SIGNED { _mm512_xor_si512(codes, _mm512_set1_epi8(-128)) } else { codes }
-        }
-    }
-
-    /// See [`Format::scale`](crate::avx2_integers::Format::scale); so for the others.
-    #[inline(always)]
-    unsafe fn scale(&self, run: usize) -> __m512i {
-        let [a, b] = self.0;
-        unsafe { side_by_side(a.scale(run), b.scale(run)) }
-    }
-
-    #[inline(always)]
-    unsafe fn minimums(&self, index: usize) -> __m512i {
-        let [a, b] = self.0;
-        unsafe { side_by_side(a.minimums(index), b.minimums(index)) }
-    }
-
-    #[inline(always)]
-    unsafe fn d(&self, group: usize) -> __m512 {
-        let [a, b] = self.0;
-        unsafe { floats_side_by_side(a.d(group), b.d(group)) }
-    }
-
-    #[inline(always)]
-    unsafe fn dmin(&self, group: usize) -> __m512 {
-        let [a, b] = self.0;
-        unsafe { floats_side_by_side(a.dmin(group), b.dmin(group)) }
+/// Unsigned codes: of signed ones plus 128.
+#[inline(always)]
+unsafe fn unsigned_codes<F: WideFormat>(pair: &Pair<F>, group: usize, vector: usize) -> __m512i {
+    // SAFETY: the caller's promise, see `multiply`.
+    unsafe {
+        let codes = pair.codes(group, vector);
+        if F::SIGNED { _mm512_xor_si512(codes, _mm512_set1_epi8(-128)) } else { codes }
     }
 }
 
@@ -145,7 +110,7 @@ impl<const T: usize> Tokens<T> {
     }
 }
 
-type Pairs<'a, F, const P: usize> = [Pair<'a, F>; P];
+type Pairs<'a, F, const P: usize> = [&'a Pair<F>; P];
 /// Sums of `T` tokens and `P` pairs.
 type Ints<const P: usize, const T: usize> = [[__m512i; T]; P];
 type Floats<const P: usize, const T: usize> = [[__m512; T]; P];
@@ -153,7 +118,7 @@ type Floats<const P: usize, const T: usize> = [[__m512; T]; P];
 /// `P` pairs from `first_pair` on times `T` tokens, of which the first `n` count.
 #[inline(always)]
 unsafe fn some_tokens<F: WideFormat, const P: usize, const T: usize>(
-    quad: &Quad<F>,
+    quad: &[Pair<F>; 2],
     work: &QuadWork,
     next: Option<&[*const u8; PANELS]>,
     x: Tokens<T>,
@@ -161,7 +126,7 @@ unsafe fn some_tokens<F: WideFormat, const P: usize, const T: usize>(
     sums: *mut QuadSums,
     first_pair: usize,
 ) {
-    let pairs: &Pairs<'_, F, P> = &std::array::from_fn(|p| Pair(&quad.0[(first_pair + p) % 2]));
+    let pairs: &Pairs<'_, F, P> = &std::array::from_fn(|p| &quad[(first_pair + p) % 2]);
     // SAFETY: the caller's promise, see `multiply`; sums behind the last token are neither read nor written.
     unsafe {
         let at = |pair: usize, t: usize| sums.add(t.min(n - 1)).cast::<f32>().add(2 * ROWS * (first_pair + pair));
@@ -228,7 +193,7 @@ unsafe fn run_sums<F: WideFormat, const P: usize, const T: usize>(
             let mut codes = [_mm512_setzero_si512(); P];
             // Loops, not closures: those would be compiled without the instructions where they are not inlined.
             for (codes, pair) in codes.iter_mut().zip(pairs) {
-                *codes = pair.codes(group, vector);
+                *codes = unsigned_codes(pair, group, vector);
             }
             for t in 0..T {
                 let word = x.word(8 * group + vector, t);

@@ -2,6 +2,11 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use octet_checkpoint::ElementType;
+
+#[cfg(target_arch = "x86_64")]
+use crate::activations::Scaling;
 use crate::activations::{ActivationView, Activations};
 use crate::lanes::Instructions;
 use crate::packed::{PackedMatrix, PackedShape};
@@ -138,9 +143,14 @@ pub(crate) fn for_each_sum(
     }
 }
 
-/// From this many tokens on AMX is used: below, expanding its operands costs more than it saves. As measured.
+/// From how many tokens on AMX is used: below, unpacking its operands costs more than it saves. As measured.
 #[cfg(target_arch = "x86_64")]
-const AMX_FROM_TOKENS: usize = 9;
+fn amx_from_tokens(kind: ElementType) -> usize {
+    match Scaling::of(kind) {
+        Scaling::Tiles => 5,
+        Scaling::Groups => 9,
+    }
+}
 
 /// The way in which panels and tokens are multiplied.
 #[derive(Clone, Copy)]
@@ -165,7 +175,7 @@ impl Way {
             _ if !crate::lanes_avx2::Avx2::is_available() => Way::Portable,
             Instructions::Avx2 => Way::Avx2,
             _ if !crate::avx2::has_vnni() || !crate::avx512_integers::multiplies(kind) => Way::Avx2,
-            Instructions::Amx if tokens >= AMX_FROM_TOKENS && crate::amx::is_available() => Way::Amx,
+            Instructions::Amx if tokens >= amx_from_tokens(kind) && crate::amx::is_available() => Way::Amx,
             _ => Way::Avx512,
         }
     }

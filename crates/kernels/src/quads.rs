@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::activations::{ActivationView, Scaling, WORDS};
+use crate::avx2_integers::WideFormat;
 use crate::packed::PackedShape;
 use crate::packed_layout::ROWS;
 
@@ -101,6 +102,61 @@ macro_rules! of_format {
 }
 pub(crate) use of_format;
 
+/// The tiles of two panels, side by side in the lanes.
+pub(crate) struct Pair<F>(F, F);
+
+// SAFETY of every block in this implementation: the promise of the functions' callers.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl<F: WideFormat> Pair<F> {
+    /// Reads the scales of two tiles of `groups` groups of 32 columns.
+    ///
+    /// # Safety
+    /// The tiles must be there, and the machine must have F, BW and VL of AVX-512; so for the others.
+    #[inline(always)]
+    pub(crate) unsafe fn new(a: *const u8, b: *const u8, groups: usize) -> Pair<F> {
+        unsafe { Pair(F::new(a, groups), F::new(b, groups)) }
+    }
+
+    /// Columns `4 vector ..+ 4` of a group.
+    ///
+    /// # Safety
+    /// See `new`.
+    #[inline(always)]
+    pub(crate) unsafe fn codes(&self, group: usize, vector: usize) -> __m512i {
+        unsafe { F::pair_codes([&self.0.group(group), &self.1.group(group)], vector) }
+    }
+
+    /// See [`Format::scale`](crate::avx2_integers::Format::scale); so for the others.
+    ///
+    /// # Safety
+    /// See `new`.
+    #[inline(always)]
+    pub(crate) unsafe fn scale(&self, run: usize) -> __m512i {
+        unsafe { side_by_side(self.0.scale(run), self.1.scale(run)) }
+    }
+
+    /// # Safety
+    /// See `new`.
+    #[inline(always)]
+    pub(crate) unsafe fn minimums(&self, index: usize) -> __m512i {
+        unsafe { side_by_side(self.0.minimums(index), self.1.minimums(index)) }
+    }
+
+    /// # Safety
+    /// See `new`.
+    #[inline(always)]
+    pub(crate) unsafe fn d(&self, group: usize) -> __m512 {
+        unsafe { floats_side_by_side(self.0.d(group), self.1.d(group)) }
+    }
+
+    /// # Safety
+    /// See `new`.
+    #[inline(always)]
+    pub(crate) unsafe fn dmin(&self, group: usize) -> __m512 {
+        unsafe { floats_side_by_side(self.0.dmin(group), self.1.dmin(group)) }
+    }
+}
+
 /// Two halves of a vector.
 #[inline(always)]
 pub(crate) unsafe fn side_by_side(a: __m256i, b: __m256i) -> __m512i {
@@ -109,7 +165,7 @@ pub(crate) unsafe fn side_by_side(a: __m256i, b: __m256i) -> __m512i {
 }
 
 #[inline(always)]
-pub(crate) unsafe fn floats_side_by_side(a: __m256, b: __m256) -> __m512 {
+unsafe fn floats_side_by_side(a: __m256, b: __m256) -> __m512 {
     // SAFETY: as above.
     unsafe { _mm512_castsi512_ps(side_by_side(_mm256_castps_si256(a), _mm256_castps_si256(b))) }
 }

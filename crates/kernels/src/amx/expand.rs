@@ -2,77 +2,137 @@
 
 use std::arch::x86_64::*;
 
-use super::Scratch;
-use crate::avx2::prefetch;
-use crate::avx2_integers::{WideFormat, minimum_pairs};
-use crate::packed_layout::GROUP;
-use crate::quads::{QuadWork, floats_side_by_side, side_by_side};
+use crate::avx2_integers::WideFormat;
+use crate::packed_layout::{GROUP, ROWS, TILE};
+use crate::quads::Pair;
 
-/// Unpacks a tile of panels `2 pair` and `2 pair + 1`.
+/// Of a tile of two panels, 64 rows (of four columns each) of 16 dwords, one for each row of weights.
+pub(super) type Plane = [u8; 2 * ROWS * TILE];
+
+/// Unpacks `N` groups of 32 columns, from `FIRST` on, into their part of two planes; see [`Planes`].
 #[inline(always)]
-pub(super) unsafe fn expand<F: WideFormat>(work: &QuadWork, pair: usize, out: &mut Scratch) {
-    let groups = work.cols / GROUP;
-    let tiles = [work.tiles[2 * pair], work.tiles[2 * pair + 1]];
-    let next = [work.next[2 * pair], work.next[2 * pair + 1]];
-    // SAFETY: the caller's promise, see `multiply`; the planes have 64 vectors.
+pub(super) unsafe fn expand<F: WideFormat, const FIRST: usize, const N: usize>(
+    pair: &Pair<F>,
+    low: &mut Plane,
+    high: &mut Plane,
+) {
+    let first = 2 * ROWS * GROUP * FIRST;
+    let (low, high) = (&mut low[first..][..2 * ROWS * GROUP * N], &mut high[first..][..2 * ROWS * GROUP * N]);
+    let (low, high) = (low.as_mut_ptr().cast::<__m512i>(), high.as_mut_ptr().cast::<__m512i>());
+    // SAFETY: the caller's promise, see `multiply`; the parts have eight vectors for each group.
     unsafe {
-        let (a, b) = (F::new(tiles[0], groups), F::new(tiles[1], groups));
-        let low = out.low[pair].as_mut_ptr().cast::<__m512i>();
-        let high = out.high[pair].as_mut_ptr().cast::<__m512i>();
-        for group in 0..groups {
-            let lines = F::BYTES.div_ceil(64);
-            for line in group * lines / 8..(group + 1) * lines / 8 {
-                next.iter().for_each(|tile| prefetch(tile.wrapping_add(line * 64)));
-            }
-            let (codes_a, codes_b) = (a.group(group), b.group(group));
-            let mut scale = _mm512_setzero_si512();
-            for vector in 0..8 {
-                if !F::FLOAT_SCALES && vector % (F::SCALE_COLUMNS / 4) == 0 {
-                    let run = 2 * group + vector / 4;
-                    scale = side_by_side(a.scale(run), b.scale(run));
-                }
-                let codes = F::pair_codes([&codes_a, &codes_b], vector);
-                let at = 8 * group + vector;
-                if F::FLOAT_SCALES {
-                    let offset = _mm512_set1_epi8(if F::OFFSET_BITS == 0 { 0 } else { 1 << F::OFFSET_BITS });
-                    low.add(at).write(_mm512_sub_epi8(codes, offset));
-                } else {
-                    let [l, h] = scaled_bytes::<F>(codes, scale);
-                    low.add(at).write(l);
-                    high.add(at).write(h);
+        let mut scales = [Scale::of::<F>(_mm512_setzero_si512()); N];
+        for vector in 0..8 {
+            if !F::FLOAT_SCALES && vector % (F::SCALE_COLUMNS / 4) == 0 {
+                for (n, scale) in scales.iter_mut().enumerate() {
+                    *scale = Scale::of::<F>(pair.scale(2 * (FIRST + n) + vector / 4));
                 }
             }
-        }
-        for group in 0..if F::FLOAT_SCALES { groups } else { 1 } {
-            out.d[pair][group] = floats_side_by_side(a.d(group), b.d(group));
-            if F::MINIMUM_COLUMNS > 0 {
-                out.dmin[pair][group] = floats_side_by_side(a.dmin(group), b.dmin(group));
+            // All before any is written: neighbouring groups share bytes, which are read once then.
+            let mut codes = [_mm512_setzero_si512(); N];
+            for (n, codes) in codes.iter_mut().enumerate() {
+                *codes = pair.codes(FIRST + n, vector);
+            }
+            for (n, (codes, scale)) in codes.into_iter().zip(&scales).enumerate() {
+                let (low, high) = (low.add(8 * n + vector), high.add(8 * n + vector));
+                match const { Planes::of::<F>() } {
+                    Planes::Codes => low.write(without_offset::<F>(codes)),
+                    Planes::Halves => {
+                        let [l, h] = scaled_halves(codes, scale);
+                        low.write(l);
+                        high.write(h);
+                    }
+                    Planes::Bytes => {
+                        let [l, h] = scaled_bytes::<F>(codes, scale);
+                        low.write(l);
+                        high.write(h);
+                    }
+                }
             }
         }
-        if F::MINIMUM_COLUMNS > 0 && !F::FLOAT_SCALES {
-            let pairs = minimum_pairs::<F>(groups);
-            for p in 0..pairs {
-                out.minimums[pair][p] = side_by_side(a.minimums(p), b.minimums(p));
-            }
-            out.minimums[pair][pairs..].fill(_mm512_setzero_si512());
+    }
+}
+
+/// What two planes hold of a weight.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Planes {
+    /// The low one its code.
+    Codes,
+    /// The lower two bits of its code and the upper ones, each times the scale: 8 bits hold that.
+    Halves,
+    /// The bytes of code times scale.
+    Bytes,
+}
+
+impl Planes {
+    pub(super) const fn of<F: WideFormat>() -> Planes {
+        match F::FLOAT_SCALES {
+            true => Planes::Codes,
+            false if F::SHORT_CODES => Planes::Halves,
+            false => Planes::Bytes,
         }
+    }
+}
+
+/// The scale of sixteen rows for a run of columns.
+#[derive(Clone, Copy)]
+struct Scale {
+    /// In all columns, 16 bits.
+    all: __m512i,
+    /// In the first of two columns and in the second, 8 bits; zeros in the other.
+    even: __m512i,
+    odd: __m512i,
+    /// Times what codes are too high by.
+    offset: __m512i,
+}
+
+const ODD_BYTES: u64 = 0xAAAA_AAAA_AAAA_AAAA;
+
+impl Scale {
+    #[inline(always)]
+    unsafe fn of<F: WideFormat>(all: __m512i) -> Scale {
+        // SAFETY: the caller's machine has AVX-512 BW; so everywhere below.
+        unsafe {
+            let (even, odd) = (_mm512_maskz_mov_epi8(!ODD_BYTES, all), _mm512_slli_epi16::<8>(all));
+            Scale { all, even, odd, offset: _mm512_sll_epi16(all, _mm_cvtsi32_si128(F::OFFSET_BITS)) }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn without_offset<F: WideFormat>(codes: __m512i) -> __m512i {
+    // SAFETY: as above.
+    unsafe { if F::OFFSET_BITS == 0 { codes } else { _mm512_sub_epi8(codes, _mm512_set1_epi8(1 << F::OFFSET_BITS)) } }
+}
+
+/// The halves of 64 codes of up to four bits, times the scales of their rows of up to six: a product of 16 bits is that of both
+/// its bytes, since nothing is carried over.
+#[inline(always)]
+unsafe fn scaled_halves(codes: __m512i, scale: &Scale) -> [__m512i; 2] {
+    // SAFETY: as above.
+    unsafe {
+        let two_bits = _mm512_set1_epi8(3);
+        let low = _mm512_and_si512(codes, two_bits);
+        let high = _mm512_and_si512(_mm512_srli_epi16::<2>(codes), two_bits);
+        [_mm512_mullo_epi16(low, scale.all), _mm512_mullo_epi16(high, scale.all)]
     }
 }
 
 /// Low and high bytes of 64 codes times the scales of their rows.
 #[inline(always)]
-unsafe fn scaled_bytes<F: WideFormat>(codes: __m512i, scale: __m512i) -> [__m512i; 2] {
-    const ODD_BYTES: u64 = 0xAAAA_AAAA_AAAA_AAAA;
-    // SAFETY: the caller's machine has AVX-512 BW.
+unsafe fn scaled_bytes<F: WideFormat>(codes: __m512i, scale: &Scale) -> [__m512i; 2] {
+    // SAFETY: as above.
     unsafe {
         let (even, odd) = if F::SIGNED {
-            (_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(codes)), _mm512_srai_epi16::<8>(codes))
+            let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(codes));
+            (_mm512_mullo_epi16(even, scale.all), _mm512_mullo_epi16(_mm512_srai_epi16::<8>(codes), scale.all))
         } else {
-            (_mm512_and_si512(codes, _mm512_set1_epi16(255)), _mm512_srli_epi16::<8>(codes))
+            let (even, odd) = (_mm512_maddubs_epi16(codes, scale.even), _mm512_maddubs_epi16(codes, scale.odd));
+            match F::OFFSET_BITS {
+                0 => (even, odd),
+                _ => (_mm512_sub_epi16(even, scale.offset), _mm512_sub_epi16(odd, scale.offset)),
+            }
         };
-        let offset = _mm512_set1_epi16(if F::OFFSET_BITS == 0 { 0 } else { 1 << F::OFFSET_BITS });
-        let even = _mm512_mullo_epi16(_mm512_sub_epi16(even, offset), scale);
-        let odd = _mm512_mullo_epi16(_mm512_sub_epi16(odd, offset), scale);
         let low = _mm512_mask_blend_epi8(ODD_BYTES, even, _mm512_slli_epi16::<8>(odd));
         let high = _mm512_mask_blend_epi8(ODD_BYTES, _mm512_srli_epi16::<8>(even), odd);
         [low, high]
