@@ -8,8 +8,8 @@
 use std::ops::Range;
 
 use crate::activations::{ActivationView, Activations, ActivationsMut, Reads};
-use crate::lanes::Instructions;
-use crate::matmul::{chunk_panels, for_each_sum};
+use crate::lanes::{Instructions, Kernel, LANES, Lanes, load_some, store_some};
+use crate::matmul::{chunk_panels, copy_sums, for_each_sum};
 use crate::packed_layout::{ROWS, TILE};
 use crate::shared_slice::SharedSlice;
 use crate::{LowRank, PackedMatrix, ThreadPool, swiglu};
@@ -177,15 +177,32 @@ impl Down<'_> {
             let slots = &self.slots[active.slots()];
             let (hidden, n) = (self.hidden.batch(active.slots()), slots.len());
             let panels = panels.clone();
-            for_each_sum(self.instructions, w2(active.expert), panels, &hidden, 0..n, |panel, slot, sums| {
-                let (Slot { token, weight }, row) = (slots[slot], panel * ROWS);
-                let y = part(token, row, (self.dim - row).min(ROWS));
-                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = weight.mul_add(*sum, *y));
+            for_each_sum(self.instructions, w2(active.expert), panels, &hidden, 0..n, |row, slot, sums| {
+                let Slot { token, weight } = slots[slot];
+                self.instructions.run(AddWeighted { weight, sums, y: part(token, row, sums.len()) });
             });
             self.changes.add(Matrix::W2, index, 0..n, first, |slot, add| {
                 let Slot { token, weight } = slots[slot];
                 add(weight, part(token, first, last - first));
             });
+        }
+    }
+}
+
+/// `y += weight · sums`.
+struct AddWeighted<'a> {
+    weight: f32,
+    sums: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for AddWeighted<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        let weight = V::splat(self.weight);
+        for (y, sums) in self.y.chunks_mut(LANES).zip(self.sums.chunks(LANES)) {
+            store_some(weight.fma(load_some(sums, 0.0), load_some(y, 0.0)), y);
         }
     }
 }
@@ -285,8 +302,8 @@ impl HiddenTile<'_> {
             let tokens = first..(first + GATE_UP_TOKENS).min(x.rows);
             let products = [(Matrix::W1, self.expert.w1, &mut *gate), (Matrix::W3, self.expert.w3, &mut *up)];
             for (matrix, w, to) in products {
-                for_each_sum(self.instructions, w, panels.clone(), x, tokens.clone(), |panel, token, sums| {
-                    to[(token - first) * TILE + panel * ROWS - first_row..][..ROWS].copy_from_slice(sums);
+                for_each_sum(self.instructions, w, panels.clone(), x, tokens.clone(), |row, token, sums| {
+                    copy_sums(sums, &mut to[(token - first) * TILE + row - first_row..][..sums.len()]);
                 });
                 self.changes.add(matrix, self.index, tokens.clone(), first_row, |token, add| {
                     add(1.0, &mut to[(token - first) * TILE..][..rows]);

@@ -70,11 +70,9 @@ impl LowRank {
         rows: Range<usize>,
         mut place: impl FnMut(usize) -> &'u mut [f32],
     ) {
-        let (rank, panels) = (self.rank(), self.rank().div_ceil(ROWS));
-        for_each_sum(instructions, &self.a, 0..panels, x, rows, |panel, row, sums| {
-            let first = panel * ROWS;
-            let n = (rank - first).min(ROWS);
-            place(row)[first..first + n].copy_from_slice(&sums[..n]);
+        let panels = self.rank().div_ceil(ROWS);
+        for_each_sum(instructions, &self.a, 0..panels, x, rows, |first, row, sums| {
+            place(row)[first..first + sums.len()].copy_from_slice(sums);
         });
     }
 

@@ -110,27 +110,31 @@ struct Job<'a> {
 impl Job<'_> {
     fn run(&self, instructions: Instructions, panels: Range<usize>) {
         let rows = self.w.rows();
-        for_each_sum(instructions, self.w, panels, &self.x, 0..self.x.rows, |panel, token, sums| {
-            let row = panel * ROWS;
-            // SAFETY: a panel belongs to one item.
-            let y = unsafe { self.y.part(token * rows + row, (rows - row).min(ROWS)) };
-            // Of a length that the compiler knows, a copy is one instruction.
-            match y.as_mut_array() {
-                Some(y) => *y = *sums,
-                None => y.copy_from_slice(&sums[..y.len()]),
-            }
+        for_each_sum(instructions, self.w, panels, &self.x, 0..self.x.rows, |row, token, sums| {
+            // SAFETY: a row belongs to one item.
+            copy_sums(sums, unsafe { self.y.part(token * rows + row, sums.len()) });
         });
     }
 }
 
-/// Calls `each(panel, token, products of the panel's rows)` for all panels of `panels` and all `tokens` of `x`.
+/// Copies what [`for_each_sum`] gives; both have one length.
+#[inline(always)]
+pub(crate) fn copy_sums(sums: &[f32], to: &mut [f32]) {
+    // Of a length that the compiler knows, a copy is a few instructions.
+    match (sums.as_array::<{ STREAMS * ROWS }>(), to.as_mut_array()) {
+        (Some(sums), Some(to)) => *to = *sums,
+        _ => to.copy_from_slice(sums),
+    }
+}
+
+/// Calls `each(row, token, products of some rows from that one on)` for all rows of `panels` and all `tokens` of `x`.
 pub(crate) fn for_each_sum(
     instructions: Instructions,
     w: &PackedMatrix,
     panels: Range<usize>,
     x: &ActivationView<'_>,
     tokens: Range<usize>,
-    mut each: impl FnMut(usize, usize, &[f32; ROWS]),
+    mut each: impl FnMut(usize, usize, &[f32]),
 ) {
     let way = Way::of(instructions, w, tokens.len());
     let at_once = way.panels_at_once(panels.len(), tokens.len());
@@ -213,20 +217,21 @@ impl Way {
         panels: Range<usize>,
         x: &ActivationView<'_>,
         tokens: Range<usize>,
-        each: &mut impl FnMut(usize, usize, &[f32; ROWS]),
+        each: &mut impl FnMut(usize, usize, &[f32]),
     ) {
-        w.with_panels(panels.clone(), |bytes| self.products_of(w.shape(), bytes, panels, x, tokens, each));
+        let rows = panels.start * ROWS..(panels.end * ROWS).min(w.rows());
+        w.with_panels(panels, |bytes| self.products_of(w.shape(), bytes, rows, x, tokens, each));
     }
 
-    /// The same, of the panels' bytes.
+    /// The same, of the bytes of the panels that hold rows `rows`.
     fn products_of(
         self,
         shape: &PackedShape,
         bytes: &[u8],
-        panels: Range<usize>,
+        rows: Range<usize>,
         x: &ActivationView<'_>,
         tokens: Range<usize>,
-        each: &mut impl FnMut(usize, usize, &[f32; ROWS]),
+        each: &mut impl FnMut(usize, usize, &[f32]),
     ) {
         let n_tokens = tokens.len();
         match self {
@@ -235,7 +240,7 @@ impl Way {
                 const { assert!(crate::quads::PANELS == STREAMS) };
                 SUMS.with_borrow_mut(|sums| {
                     // What they hold from the last time is written over.
-                    let len = panels.len().div_ceil(STREAMS) * n_tokens;
+                    let len = rows.len().div_ceil(STREAMS * ROWS) * n_tokens;
                     sums.resize(len.max(sums.len()), [0.0; STREAMS * ROWS]);
                     let sums = &mut sums[..len];
                     // SAFETY: `Way::of` has seen that the machine has the instructions.
@@ -245,21 +250,14 @@ impl Way {
                             _ => crate::avx512_integers::panels(shape, bytes, x, tokens.clone(), sums),
                         }
                     }
-                    for (of_quad, first) in sums.chunks_exact(n_tokens).zip(panels.clone().step_by(STREAMS)) {
-                        for (token, sums) in tokens.clone().zip(of_quad) {
-                            let quad = first..(first + STREAMS).min(panels.end);
-                            quad.zip(sums.as_chunks().0).for_each(|(panel, sums)| each(panel, token, sums));
-                        }
-                    }
+                    give(rows, tokens, sums, each);
                 });
             }
             _ => {
                 let mut sums = [[0.0; ROWS]; TOKEN_TILE];
-                let sums = &mut sums[..panels.len() * n_tokens];
+                let sums = &mut sums[..rows.len().div_ceil(ROWS) * n_tokens];
                 self.panel_sums(shape, bytes, x, tokens.start, sums);
-                for (panel, sums) in panels.zip(sums.chunks_exact(n_tokens)) {
-                    tokens.clone().zip(sums).for_each(|(token, sums)| each(panel, token, sums));
-                }
+                give(rows, tokens, sums, each);
             }
         }
     }
@@ -292,5 +290,18 @@ impl Way {
                 }
             }
         }
+    }
+}
+
+/// Hands sums `[rows / N][token][N]` to `each`.
+fn give<const N: usize>(
+    rows: Range<usize>,
+    tokens: Range<usize>,
+    sums: &[[f32; N]],
+    each: &mut impl FnMut(usize, usize, &[f32]),
+) {
+    for (first, sums) in rows.clone().step_by(N).zip(sums.chunks_exact(tokens.len())) {
+        let n = (rows.end - first).min(N);
+        tokens.clone().zip(sums).for_each(|(token, sums)| each(first, token, &sums[..n]));
     }
 }
