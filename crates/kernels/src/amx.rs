@@ -185,42 +185,74 @@ macro_rules! nothing {
     ($group:literal) => {};
 }
 
-/// `$out` = sixteen tokens at `$x` times each of eight groups; `$begin` stands before the product of its group, `$end` behind it. A product is stored
-/// behind the next one, when it is done: the processor would wait for it.
+/// `$out` = sixteen tokens at `$x` times each of `$groups` groups, at most eight. `$begin` stands before the product of its group,
+/// `$end` behind it, both for all eight. A product is stored behind the next one, when it is done: the processor would wait for it.
 macro_rules! group_products {
-    ($x:expr, $codes:expr, $out:expr, $begin:ident, $end:ident) => {
+    ($groups:expr, $x:expr, $codes:expr, $out:expr, $begin:ident, $end:ident) => {
         $begin!(0);
-        group_product!(0, "tmm0", ("tmm4", $x), ("tmm6", $codes));
+        if 0 < $groups {
+            group_product!(0, "tmm0", ("tmm4", $x), ("tmm6", $codes));
+        }
         $end!(0);
         $begin!(1);
-        group_product!(1, "tmm1", ("tmm5", $x), ("tmm7", $codes));
-        store_group_product!(0, "tmm0", $out);
+        if 1 < $groups {
+            group_product!(1, "tmm1", ("tmm5", $x), ("tmm7", $codes));
+        }
+        if 0 < $groups {
+            store_group_product!(0, "tmm0", $out);
+        }
         $end!(1);
         $begin!(2);
-        group_product!(2, "tmm2", ("tmm4", $x), ("tmm6", $codes));
-        store_group_product!(1, "tmm1", $out);
+        if 2 < $groups {
+            group_product!(2, "tmm2", ("tmm4", $x), ("tmm6", $codes));
+        }
+        if 1 < $groups {
+            store_group_product!(1, "tmm1", $out);
+        }
         $end!(2);
         $begin!(3);
-        group_product!(3, "tmm3", ("tmm5", $x), ("tmm7", $codes));
-        store_group_product!(2, "tmm2", $out);
+        if 3 < $groups {
+            group_product!(3, "tmm3", ("tmm5", $x), ("tmm7", $codes));
+        }
+        if 2 < $groups {
+            store_group_product!(2, "tmm2", $out);
+        }
         $end!(3);
         $begin!(4);
-        group_product!(4, "tmm0", ("tmm4", $x), ("tmm6", $codes));
-        store_group_product!(3, "tmm3", $out);
+        if 4 < $groups {
+            group_product!(4, "tmm0", ("tmm4", $x), ("tmm6", $codes));
+        }
+        if 3 < $groups {
+            store_group_product!(3, "tmm3", $out);
+        }
         $end!(4);
         $begin!(5);
-        group_product!(5, "tmm1", ("tmm5", $x), ("tmm7", $codes));
-        store_group_product!(4, "tmm0", $out);
+        if 5 < $groups {
+            group_product!(5, "tmm1", ("tmm5", $x), ("tmm7", $codes));
+        }
+        if 4 < $groups {
+            store_group_product!(4, "tmm0", $out);
+        }
         $end!(5);
         $begin!(6);
-        group_product!(6, "tmm2", ("tmm4", $x), ("tmm6", $codes));
-        store_group_product!(5, "tmm1", $out);
+        if 6 < $groups {
+            group_product!(6, "tmm2", ("tmm4", $x), ("tmm6", $codes));
+        }
+        if 5 < $groups {
+            store_group_product!(5, "tmm1", $out);
+        }
         $end!(6);
         $begin!(7);
-        group_product!(7, "tmm3", ("tmm5", $x), ("tmm7", $codes));
-        store_group_product!(6, "tmm2", $out);
+        if 7 < $groups {
+            group_product!(7, "tmm3", ("tmm5", $x), ("tmm7", $codes));
+        }
+        if 6 < $groups {
+            store_group_product!(6, "tmm2", $out);
+        }
         $end!(7);
-        store_group_product!(7, "tmm3", $out);
+        if 7 < $groups {
+            store_group_product!(7, "tmm3", $out);
+        }
     };
 }
 
@@ -358,7 +390,7 @@ unsafe fn by_groups<F: WideFormat>(work: &QuadWork, scratch: &mut Scratch) {
                 ($group:tt) => {};
             }
             unpack!(0);
-            group_products!(block.x, codes, now, unpack_ahead, nothing);
+            group_products!(groups, block.x, codes, now, unpack_ahead, nothing);
             // In registers, through all blocks.
             let scales = GroupEnd::of(&weights, groups);
             let last = (work.tokens - 1) / TOKENS;
@@ -370,7 +402,7 @@ unsafe fn by_groups<F: WideFormat>(work: &QuadWork, scratch: &mut Scratch) {
                         end_groups::<F>(groups, before, [2 * $group, 2 * $group + 1], pair, &scales, then)
                     };
                 }
-                group_products!(block.x, codes, now, nothing, end);
+                group_products!(groups, block.x, codes, now, nothing, end);
             }
             let left = work.tokens - last * TOKENS;
             for token in (0..left).step_by(2) {
