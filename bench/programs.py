@@ -110,6 +110,8 @@ class Peer:
             if n_prompt or "-gp" not in self.help:
                 return None
             options += ["-p", 0, "-n", 0, "-gp", f"{depth},{n_gen}"]
+            # ik_llama.cpp's first tokens behind the prompt are three times as slow without.
+            warmup = True
         else:
             options += ["-p", n_prompt, "-n", n_gen, *(["-d", depth] if depth else [])]
         if not warmup:
