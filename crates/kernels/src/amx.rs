@@ -1,18 +1,21 @@
 //! Products of many tokens by AMX: sixteen tokens times sixteen rows of weights, 64 columns deep, in one instruction.
 //!
 //! A tile product adds up as many columns as there are, but the weights' scales change every 16 or 32 of them. So a scale is
-//! multiplied into its codes first: `v = scale * code` fits 16 bits in every type, and its two bytes are two matrices, of which
-//! the integer result is `256 * high + low`. That is exact, so the floats that follow are those of every other way:
+//! multiplied into its codes first. What that gives, `v = scale * code`, fits 16 bits in every type, and is split over two
+//! matrices of 8 bits whose products are added up again: its bytes, or, where those are small enough, scale times the lower two
+//! bits of the code and scale times the upper ones, which takes less work. That is exact, so the floats that follow are those
+//! of every other way:
 //!
 //! ```text
 //! Σ scale Σ code x = Σ v x = 256 Σ (v >> 8) x + Σ (v & 255) x
+//!                          =   4 Σ scale (code >> 2) x + Σ scale (code & 3) x
 //! ```
 //!
 //! Types with a float scale for 32 columns take tile products 32 columns deep instead, one for each scale.
 //!
-//! The weights of four packed panels (32 rows, a quad) and 256 columns are expanded into the first cache, eight planes of 1 KiB
-//! for each 16 rows, and multiplied by all tokens. The packed order, four columns of a row in a dword and row after row, is the one
-//! that the instruction wants of its right-hand side.
+//! The weights of four packed panels (32 rows, a quad) and 256 columns are unpacked into the first cache, a plane of 4 KiB or two
+//! for each 16 rows, and multiplied by all tokens; by the first sixteen while they are unpacked. The packed order, four columns
+//! of a row in a dword and row after row, is the one that the instruction wants of its right-hand side.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -45,7 +48,7 @@ pub(crate) fn is_available() -> bool {
 fn has_instructions() -> bool {
     const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
     let leaf = __cpuid_count(7, 0);
-    crate::avx2::has_vnni() && is_x86_feature_detected!("avx512vbmi") && leaf.edx & TILE_AND_INT8 == TILE_AND_INT8
+    crate::avx2::has_vnni() && leaf.edx & TILE_AND_INT8 == TILE_AND_INT8
 }
 
 /// Linux hands out the registers (8 KiB a thread) only to processes that ask.
@@ -74,11 +77,10 @@ type Kernel = unsafe fn(&QuadWork, &mut Scratch);
 /// What a kernel keeps in the first cache.
 #[repr(C, align(64))]
 struct Scratch {
-    /// Of each pair of panels: codes, or the low bytes of codes times scales.
+    /// Of each pair of panels; see [`Planes`].
     low: [Plane; 2],
-    /// The high bytes.
     high: [Plane; 2],
-    /// Tile products of two blocks of tokens, eight each: low and high of two pairs, or those of eight groups.
+    /// Tile products of two blocks of tokens: low and high of two pairs, or those of eight groups.
     products: [TileProduct; 16],
 }
 
@@ -153,28 +155,43 @@ pub(crate) unsafe fn configure_registers(shapes: [(usize, usize); 8]) {
     unsafe { asm!("ldtilecfg [{at}]", at = in(reg) &raw const configuration, options(nostack, readonly)) };
 }
 
-/// Sixteen tokens times a group of 32 columns of a plane of signed codes.
-macro_rules! group_product {
-    ($group:literal, $sum:literal, ($at:literal, $x:expr), ($plane:literal, $codes:expr)) => {
-        asm!(
-            concat!("tilezero ", $sum),
-            concat!("tileloadd ", $at, ", [{x} + {x_stride}]"),
-            concat!("tileloadd ", $plane, ", [{codes} + {stride}]"),
-            concat!("tdpbssd ", $sum, ", ", $at, ", ", $plane),
-            x = in(reg) $x.cast::<u8>().add(GROUP * $group),
-            codes = in(reg) $codes.as_ptr().add(PAIR_ROWS * GROUP * $group),
-            x_stride = in(reg) WORDS * 4,
-            stride = in(reg) 64usize,
-            options(nostack, readonly),
-        )
+/// A step of [`group_products`]: tile `$sum` = sixteen tokens (tile `$at`) times group `$group` (tile `$plane`). Tile `$before` holds
+/// the product of the group before.
+macro_rules! group_step {
+    (
+        $group:tt,
+        $sum:literal,
+        $at:literal,
+        $plane:literal,
+        $before:literal,
+        ($groups:expr, $x:expr, $codes:expr, $out:expr, $begin:ident, $end:ident)
+    ) => {
+        $begin!($group);
+        if $group < $groups {
+            asm!(
+                concat!("tilezero ", $sum),
+                concat!("tileloadd ", $at, ", [{x} + {x_stride}]"),
+                concat!("tileloadd ", $plane, ", [{codes} + {stride}]"),
+                concat!("tdpbssd ", $sum, ", ", $at, ", ", $plane),
+                x = in(reg) $x.cast::<u8>().add(GROUP * $group),
+                codes = in(reg) $codes.as_ptr().add(PAIR_ROWS * GROUP * $group),
+                x_stride = in(reg) WORDS * 4,
+                stride = in(reg) 64usize,
+                options(nostack, readonly),
+            );
+        }
+        if (1..=$groups).contains(&$group) {
+            store_group_product!($before, $out.as_mut_ptr().add($group).sub(1));
+        }
+        $end!($group);
     };
 }
 
 macro_rules! store_group_product {
-    ($group:literal, $sum:literal, $out:expr) => {
+    ($sum:literal, $to:expr) => {
         asm!(
             concat!("tilestored [{out} + {stride}], ", $sum),
-            out = in(reg) $out.as_mut_ptr().add($group),
+            out = in(reg) $to,
             stride = in(reg) 64usize,
             options(nostack),
         )
@@ -182,76 +199,24 @@ macro_rules! store_group_product {
 }
 
 macro_rules! nothing {
-    ($group:literal) => {};
+    ($group:tt) => {};
 }
 
-/// `$out` = sixteen tokens at `$x` times each of `$groups` groups, at most eight. `$begin` stands before the product of its group,
-/// `$end` behind it, both for all eight. A product is stored behind the next one, when it is done: the processor would wait for it.
+/// `$out` = sixteen tokens at `$x` times each of `$groups` groups of 32 columns, at most eight, of a plane of signed codes. `$begin`
+/// stands before the product of its group, `$end` behind it, both for all eight. A product is stored behind the next one, when
+/// it is done: the processor would wait for it.
 macro_rules! group_products {
     ($groups:expr, $x:expr, $codes:expr, $out:expr, $begin:ident, $end:ident) => {
-        $begin!(0);
-        if 0 < $groups {
-            group_product!(0, "tmm0", ("tmm4", $x), ("tmm6", $codes));
-        }
-        $end!(0);
-        $begin!(1);
-        if 1 < $groups {
-            group_product!(1, "tmm1", ("tmm5", $x), ("tmm7", $codes));
-        }
-        if 0 < $groups {
-            store_group_product!(0, "tmm0", $out);
-        }
-        $end!(1);
-        $begin!(2);
-        if 2 < $groups {
-            group_product!(2, "tmm2", ("tmm4", $x), ("tmm6", $codes));
-        }
-        if 1 < $groups {
-            store_group_product!(1, "tmm1", $out);
-        }
-        $end!(2);
-        $begin!(3);
-        if 3 < $groups {
-            group_product!(3, "tmm3", ("tmm5", $x), ("tmm7", $codes));
-        }
-        if 2 < $groups {
-            store_group_product!(2, "tmm2", $out);
-        }
-        $end!(3);
-        $begin!(4);
-        if 4 < $groups {
-            group_product!(4, "tmm0", ("tmm4", $x), ("tmm6", $codes));
-        }
-        if 3 < $groups {
-            store_group_product!(3, "tmm3", $out);
-        }
-        $end!(4);
-        $begin!(5);
-        if 5 < $groups {
-            group_product!(5, "tmm1", ("tmm5", $x), ("tmm7", $codes));
-        }
-        if 4 < $groups {
-            store_group_product!(4, "tmm0", $out);
-        }
-        $end!(5);
-        $begin!(6);
-        if 6 < $groups {
-            group_product!(6, "tmm2", ("tmm4", $x), ("tmm6", $codes));
-        }
-        if 5 < $groups {
-            store_group_product!(5, "tmm1", $out);
-        }
-        $end!(6);
-        $begin!(7);
-        if 7 < $groups {
-            group_product!(7, "tmm3", ("tmm5", $x), ("tmm7", $codes));
-        }
-        if 6 < $groups {
-            store_group_product!(6, "tmm2", $out);
-        }
-        $end!(7);
-        if 7 < $groups {
-            store_group_product!(7, "tmm3", $out);
+        group_step!(0, "tmm0", "tmm4", "tmm6", "tmm3", ($groups, $x, $codes, $out, $begin, $end));
+        group_step!(1, "tmm1", "tmm5", "tmm7", "tmm0", ($groups, $x, $codes, $out, $begin, $end));
+        group_step!(2, "tmm2", "tmm4", "tmm6", "tmm1", ($groups, $x, $codes, $out, $begin, $end));
+        group_step!(3, "tmm3", "tmm5", "tmm7", "tmm2", ($groups, $x, $codes, $out, $begin, $end));
+        group_step!(4, "tmm0", "tmm4", "tmm6", "tmm3", ($groups, $x, $codes, $out, $begin, $end));
+        group_step!(5, "tmm1", "tmm5", "tmm7", "tmm0", ($groups, $x, $codes, $out, $begin, $end));
+        group_step!(6, "tmm2", "tmm4", "tmm6", "tmm1", ($groups, $x, $codes, $out, $begin, $end));
+        group_step!(7, "tmm3", "tmm5", "tmm7", "tmm2", ($groups, $x, $codes, $out, $begin, $end));
+        if $groups == TILE / GROUP {
+            store_group_product!("tmm3", $out.as_mut_ptr().add(TILE / GROUP - 1));
         }
     };
 }
@@ -349,7 +314,9 @@ unsafe fn by_tiles<F: WideFormat>(work: &QuadWork, scratch: &mut Scratch) {
             step!(3: 12 13 14 15);
             store_products(now);
         }
-        (0..work.tokens - last * TOKENS).for_each(|token| end_tile::<F>(block, token, &ends, now));
+        for token in 0..work.tokens - last * TOKENS {
+            end_tile::<F>(block, token, &ends, now);
+        }
     }
 }
 
@@ -445,8 +412,21 @@ unsafe fn add_products<F: WideFormat>(step: usize, x: *const [u32; WORDS], low: 
             asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
         }
         match const { Planes::of::<F>() } {
+            Planes::Codes | Planes::Products => asm!(
+                "tileloadd tmm4, [{x} + {x_stride}]",
+                "tileloadd tmm6, [{low} + {stride}]",
+                "tdpbsud tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{low} + {stride} + {pair}]",
+                "tdpbsud tmm2, tmm4, tmm7",
+                x = in(reg) x.cast::<u8>().add(64 * step),
+                low = in(reg) low.as_ptr().cast::<u8>().add(1024 * step),
+                x_stride = in(reg) WORDS * 4,
+                stride = in(reg) 64usize,
+                pair = const PAIR_ROWS * TILE,
+                options(nostack, readonly),
+            ),
+            Planes::Halves => products!("tdpbsud"),
             Planes::Bytes => products!("tdpbssd"),
-            _ => products!("tdpbsud"),
         }
     }
 }
@@ -534,9 +514,10 @@ unsafe fn end_tile<F: WideFormat>(block: Block, token: usize, ends: &[TileEnd; 2
         for (pair, end) in ends.iter().enumerate() {
             let at = block.sums.add(token).cast::<f32>().add(pair * PAIR_ROWS);
             let low = _mm512_load_si512(products[2 * pair][token].as_ptr().cast());
+            // Where there is no high plane, this is nothing that was computed, and is not used.
             let high = _mm512_load_si512(products[2 * pair + 1][token].as_ptr().cast());
             let sum = match const { Planes::of::<F>() } {
-                Planes::Codes => unreachable!("they have no tile end"),
+                Planes::Codes | Planes::Products => low,
                 Planes::Halves => _mm512_add_epi32(low, _mm512_slli_epi32::<2>(high)),
                 Planes::Bytes => _mm512_add_epi32(low, _mm512_slli_epi32::<8>(high)),
             };

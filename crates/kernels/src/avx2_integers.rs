@@ -81,8 +81,8 @@ pub(crate) trait Format: Sized {
 
 /// How VNNI and AMX read packed tiles: two panels side by side.
 pub(crate) trait WideFormat: Format {
-    /// Whether codes have up to four bits and no offset, and integer scales up to six and no sign.
-    const SHORT_CODES: bool = false;
+    /// Bits of codes and of integer scales, where both are unsigned and stand for themselves.
+    const UNSIGNED_BITS: Option<(u32, u32)> = None;
 
     /// [`codes`](Format::codes) of a group of two tiles.
     ///

@@ -258,7 +258,7 @@ impl<const FIFTH: bool> Format for Q45K<FIFTH> {
 }
 
 impl<const FIFTH: bool> WideFormat for Q45K<FIFTH> {
-    const SHORT_CODES: bool = !FIFTH;
+    const UNSIGNED_BITS: Option<(u32, u32)> = Some((if FIFTH { 5 } else { 4 }, 6));
 
     #[inline(always)]
     unsafe fn pair_codes(groups: [&KGroup; 2], i: usize) -> __m512i {
@@ -423,7 +423,7 @@ impl Format for Q2K {
 }
 
 impl WideFormat for Q2K {
-    const SHORT_CODES: bool = true;
+    const UNSIGNED_BITS: Option<(u32, u32)> = Some((2, 4));
 
     #[inline(always)]
     unsafe fn pair_codes(groups: [&KGroup; 2], i: usize) -> __m512i {

@@ -23,14 +23,14 @@ const CHUNK_ROWS: usize = 256;
 /// Work items for each thread that are worth having, for balance.
 const ITEMS_PER_THREAD: usize = 8;
 
-/// From more tokens on than this, AMX takes all panels of a work item at once, tile by tile: fewer tokens stay in the second
+/// With more tokens than this, AMX and VNNI take all panels of a work item at once, tile by tile: fewer tokens stay in the second
 /// cache anyway, and panels that are read through one after the other are read faster.
 #[cfg(target_arch = "x86_64")]
 const MANY_TOKENS: usize = 32;
 
 #[cfg(target_arch = "x86_64")]
 thread_local! {
-    /// Sums of AMX, `[quad][token][32]`: 256 KiB for 256 rows and tokens.
+    /// Sums of AMX and VNNI, `[quad][token][32]`: 256 KiB for 256 rows and tokens.
     static SUMS: std::cell::RefCell<Vec<[f32; STREAMS * ROWS]>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
@@ -121,9 +121,12 @@ impl Job<'_> {
 #[inline(always)]
 pub(crate) fn copy_sums(sums: &[f32], to: &mut [f32]) {
     // Of a length that the compiler knows, a copy is a few instructions.
-    match (sums.as_array::<{ STREAMS * ROWS }>(), to.as_mut_array()) {
-        (Some(sums), Some(to)) => *to = *sums,
-        _ => to.copy_from_slice(sums),
+    if let (Some(sums), Some(to)) = (sums.as_array::<{ STREAMS * ROWS }>(), to.as_mut_array()) {
+        *to = *sums;
+    } else if let (Some(sums), Some(to)) = (sums.as_array::<ROWS>(), to.as_mut_array()) {
+        *to = *sums;
+    } else {
+        to.copy_from_slice(sums);
     }
 }
 

@@ -219,6 +219,24 @@ fn matrices_that_are_not_packed_yet_give_the_same_bits() {
     }
 }
 
+/// Tiles of every number of groups, which AMX and VNNI multiply one by one.
+#[test]
+fn short_tiles_have_the_bits_of_every_other_way() {
+    let (pool, mut random) = (ThreadPool::new(1), Random(7));
+    for kind in ElementType::all().filter(|kind| kind.block_len() == 32) {
+        for groups in 1..=8 {
+            let cols = 256 + 32 * groups;
+            let packed = Matrix::new(kind, 50, cols, &mut random, tame).pack(&pool);
+            for tokens in [1, 9, 17, 33] {
+                let x = random.floats(tokens * cols);
+                let [plain, best] =
+                    [Instructions::Portable, Instructions::best()].map(|i| product(i, &pool, &packed, &x));
+                assert!(plain == best, "{kind}, {cols} columns, {tokens} tokens");
+            }
+        }
+    }
+}
+
 /// The promise: a token's result depends neither on its neighbours nor on the threads nor on the instructions.
 #[test]
 fn bits_depend_on_nothing_else() {

@@ -26,6 +26,7 @@ pub(crate) struct QuadWork {
     pub(crate) next: [*const u8; PANELS],
     /// The tokens' blocks of activations, and behind them as many again as fill the kernel's last ones.
     pub(crate) x: *const [u32; WORDS],
+    /// At least one.
     pub(crate) tokens: usize,
     /// `[token]`.
     pub(crate) sums: *mut QuadSums,

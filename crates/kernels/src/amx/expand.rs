@@ -1,4 +1,4 @@
-//! Weights out of their packed form: codes, or the two bytes of codes times scales, in the order that a tile register wants.
+//! Weights out of their packed form into planes of 8 bits, in the order that a tile register wants.
 
 use std::arch::x86_64::*;
 
@@ -37,6 +37,7 @@ pub(super) unsafe fn expand<F: WideFormat, const FIRST: usize, const N: usize>(
                 let (low, high) = (low.add(8 * n + vector), high.add(8 * n + vector));
                 match const { Planes::of::<F>() } {
                     Planes::Codes => low.write(without_offset::<F>(codes)),
+                    Planes::Products => low.write(_mm512_mullo_epi16(codes, scale.all)),
                     Planes::Halves => {
                         let [l, h] = scaled_halves(codes, scale);
                         low.write(l);
@@ -53,12 +54,13 @@ pub(super) unsafe fn expand<F: WideFormat, const FIRST: usize, const N: usize>(
     }
 }
 
-/// What two planes hold of a weight.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What the planes hold of a weight.
 pub(super) enum Planes {
-    /// The low one its code.
+    /// The low one its code; the scale is a float.
     Codes,
-    /// The lower two bits of its code and the upper ones, each times the scale: 8 bits hold that.
+    /// The low one code times scale, which fits 8 bits.
+    Products,
+    /// The lower two bits of its code and the upper ones, each times the scale, which fits 8 bits.
     Halves,
     /// The bytes of code times scale.
     Bytes,
@@ -66,10 +68,17 @@ pub(super) enum Planes {
 
 impl Planes {
     pub(super) const fn of<F: WideFormat>() -> Planes {
-        match F::FLOAT_SCALES {
-            true => Planes::Codes,
-            false if F::SHORT_CODES => Planes::Halves,
-            false => Planes::Bytes,
+        match F::UNSIGNED_BITS {
+            _ if F::FLOAT_SCALES => Planes::Codes,
+            Some((codes, scales)) => {
+                assert!(!F::SIGNED && F::OFFSET_BITS == 0, "unsigned codes stand for themselves");
+                match (codes + scales <= 8, codes <= 4 && 2 + scales <= 8) {
+                    (true, _) => Planes::Products,
+                    (_, true) => Planes::Halves,
+                    _ => Planes::Bytes,
+                }
+            }
+            None => Planes::Bytes,
         }
     }
 }
@@ -105,8 +114,8 @@ unsafe fn without_offset<F: WideFormat>(codes: __m512i) -> __m512i {
     unsafe { if F::OFFSET_BITS == 0 { codes } else { _mm512_sub_epi8(codes, _mm512_set1_epi8(1 << F::OFFSET_BITS)) } }
 }
 
-/// The halves of 64 codes of up to four bits, times the scales of their rows of up to six: a product of 16 bits is that of both
-/// its bytes, since nothing is carried over.
+/// The halves of 64 codes of up to four bits, times the scales of their rows: a product of 16 bits is that of both its bytes,
+/// since nothing is carried over.
 #[inline(always)]
 unsafe fn scaled_halves(codes: __m512i, scale: &Scale) -> [__m512i; 2] {
     // SAFETY: as above.
