@@ -155,7 +155,7 @@ pub(crate) unsafe fn configure_registers(shapes: [(usize, usize); 8]) {
     unsafe { asm!("ldtilecfg [{at}]", at = in(reg) &raw const configuration, options(nostack, readonly)) };
 }
 
-/// A step of [`group_products`]: tile `$sum` = sixteen tokens (tile `$at`) times group `$group` (tile `$plane`). Tile `$before` holds
+/// A step of `group_products`: tile `$sum` = sixteen tokens (tile `$at`) times group `$group` (tile `$plane`). Tile `$before` holds
 /// the product of the group before.
 macro_rules! group_step {
     (
