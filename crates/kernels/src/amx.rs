@@ -27,7 +27,7 @@ use crate::activations::{ActivationView, Scaling, WORDS};
 use crate::avx2::prefetch;
 use crate::avx2_integers::WideFormat;
 use crate::packed::PackedShape;
-use crate::packed_layout::{GROUP, ROWS, TILE};
+use crate::packed_layout::{GROUP, ROWS, TILE, lines_of_group};
 use crate::quads::{Pair, QuadSums, QuadWork, for_each_tile, of_format};
 
 mod expand;
@@ -197,8 +197,7 @@ impl QuadWork {
     /// Asks for a part of the next tiles of pair `pair` while group `group` is unpacked.
     #[inline(always)]
     fn prefetch<F: WideFormat>(&self, pair: usize, group: usize) {
-        let lines = F::BYTES.div_ceil(64);
-        for line in group * lines / 8..(group + 1) * lines / 8 {
+        for line in lines_of_group(F::BYTES, group) {
             self.next[2 * pair..2 * pair + 2].iter().for_each(|tile| prefetch(tile.wrapping_add(line * 64)));
         }
     }

@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 
 use crate::activations::{WORDS, section};
 use crate::avx2::prefetch;
-use crate::packed_layout::{GROUP, TILE};
+use crate::packed_layout::{GROUP, TILE, lines_of_group};
 use crate::tile_walk::TileWork;
 
 /// How the tiles of a type are read. A value is what is read once for a tile: its scales.
@@ -173,8 +173,7 @@ unsafe fn group<F: Format, const T: usize>(
     s: &mut Sums<T>,
 ) {
     if let Some(ahead) = ahead {
-        let lines = F::BYTES.div_ceil(64);
-        (group * lines / 8..(group + 1) * lines / 8).for_each(|line| prefetch(ahead.wrapping_add(line * 64)));
+        lines_of_group(F::BYTES, group).for_each(|line| prefetch(ahead.wrapping_add(line * 64)));
     }
     // SAFETY: the caller's promise, see `integer_tile`.
     unsafe {

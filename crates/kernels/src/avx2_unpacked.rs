@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use crate::avx2::prefetch;
 use crate::avx2_integers::{Format, minimum_pairs};
-use crate::packed_layout::{GROUP, TILE};
+use crate::packed_layout::{GROUP, TILE, lines_of_group};
 
 /// A tile of eight rows, of any integer type. What a type does not use is not initialised.
 #[repr(C, align(64))]
@@ -52,8 +52,7 @@ pub(crate) unsafe fn unpack<F: Format>(
 /// 32 columns.
 #[inline(always)]
 unsafe fn group<F: Format>(format: &F, group: usize, ahead: *const u8, out: &mut UnpackedTile) {
-    let lines = F::BYTES.div_ceil(64);
-    (group * lines / 8..(group + 1) * lines / 8).for_each(|line| prefetch(ahead.wrapping_add(line * 64)));
+    lines_of_group(F::BYTES, group).for_each(|line| prefetch(ahead.wrapping_add(line * 64)));
     // SAFETY: the caller's promise, see `unpack`.
     unsafe {
         let codes = format.group(group);

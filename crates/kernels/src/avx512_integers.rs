@@ -14,7 +14,7 @@ use crate::activations::{ActivationView, WORDS, section};
 use crate::avx2::prefetch;
 use crate::avx2_integers::{WideFormat, minimum_pairs};
 use crate::packed::PackedShape;
-use crate::packed_layout::{GROUP, ROWS};
+use crate::packed_layout::{GROUP, ROWS, lines_of_group};
 use crate::quads::{PANELS, Pair, QuadSums, QuadWork, for_each_tile, of_format};
 
 /// Most tokens that are multiplied at once: their sums, of integers and of floats, fill half of the registers. Of more than four
@@ -141,8 +141,7 @@ unsafe fn some_tokens<F: WideFormat, const P: usize, const T: usize>(
         // A loop, not written out: in a longer body the compiler runs out of registers.
         for group in 0..groups {
             if let Some(next) = next {
-                let lines = F::BYTES.div_ceil(64);
-                for line in group * lines / 8..(group + 1) * lines / 8 {
+                for line in lines_of_group(F::BYTES, group) {
                     next.iter().for_each(|tile| prefetch(tile.wrapping_add(line * 64)));
                 }
             }

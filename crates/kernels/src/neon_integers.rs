@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 
 use crate::activations::{WORDS, section};
 use crate::lanes_neon::prefetch;
-use crate::packed_layout::{GROUP, TILE};
+use crate::packed_layout::{GROUP, TILE, lines_of_group};
 use crate::tile_walk::TileWork;
 
 /// A number for each of eight rows.
@@ -173,8 +173,7 @@ unsafe fn add_products<F: Format, const T: usize>(
         let mut ints = [zero(); T];
         for group in 0..groups {
             if let Some(ahead) = ahead {
-                let lines = F::BYTES.div_ceil(64);
-                (group * lines / 8..(group + 1) * lines / 8).for_each(|line| prefetch(ahead.wrapping_add(line * 64)));
+                lines_of_group(F::BYTES, group).for_each(|line| prefetch(ahead.wrapping_add(line * 64)));
             }
             if F::FLOAT_SCALES {
                 let products = run::<F, T>(format, group, 0..2, x);

@@ -28,6 +28,8 @@
 //! | Q6_K | scales `[4]`; low bits `[32]`; high bits `[16]`; `d` | 1680 |
 //! | IQ4_XS | `d`; high bits of scales `[8]` u16; low bits `[1]`; codes `[32]` | 1088 |
 
+use std::ops::Range;
+
 use octet_checkpoint::ElementType;
 
 use crate::interleave;
@@ -38,6 +40,13 @@ pub(crate) const ROWS: usize = 8;
 pub(crate) const TILE: usize = 256;
 /// Weights of the smallest blocks.
 pub(crate) const GROUP: usize = 32;
+
+/// The cache lines of a tile of `bytes` that are asked for along with group `group` of the one before: an eighth of them.
+#[inline(always)]
+pub(crate) fn lines_of_group(bytes: usize, group: usize) -> Range<usize> {
+    let lines = bytes.div_ceil(64);
+    group * lines / (TILE / GROUP)..(group + 1) * lines / (TILE / GROUP)
+}
 /// Bytes of a tile of `cols` columns, at most 256 and a whole number of blocks.
 pub(crate) fn tile_bytes(kind: ElementType, cols: usize) -> usize {
     debug_assert!(cols <= TILE && cols.is_multiple_of(kind.block_len()));

@@ -174,12 +174,11 @@ unsafe fn end_tile<F: WideFormat>(block: Block, token: usize, ends: &[TileEnd; 2
         for (pair, end) in ends.iter().enumerate() {
             let at = block.sums.add(token).cast::<f32>().add(pair * PAIR_ROWS);
             let low = _mm512_load_si512(products[2 * pair][token].as_ptr().cast());
-            // Where there is no high plane, this is nothing that was computed, and is not used.
-            let high = _mm512_load_si512(products[2 * pair + 1][token].as_ptr().cast());
+            let high = products[2 * pair + 1][token].as_ptr().cast();
             let sum = match const { Planes::of::<F>() } {
                 Planes::Codes | Planes::Products => low,
-                Planes::Halves => _mm512_add_epi32(low, _mm512_slli_epi32::<2>(high)),
-                Planes::Bytes => _mm512_add_epi32(low, _mm512_slli_epi32::<8>(high)),
+                Planes::Halves => _mm512_add_epi32(low, _mm512_slli_epi32::<2>(_mm512_load_si512(high))),
+                Planes::Bytes => _mm512_add_epi32(low, _mm512_slli_epi32::<8>(_mm512_load_si512(high))),
             };
             let d = _mm512_mul_ps(end.d, x_scale);
             let mut y = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(sum), _mm512_maskz_loadu_ps(block.goes_on, at));
