@@ -316,10 +316,12 @@ fn quantize(instructions: Instructions, scaling: Scaling, values: &[f32; TILE], 
     match instructions {
         #[cfg(target_arch = "x86_64")]
         _ if instructions != Instructions::Portable && crate::lanes_avx2::Avx2::is_available() => {
+            let is_avx512 = instructions != Instructions::Avx2 && crate::lanes_avx512::Avx512::is_available();
             // SAFETY: the machine has the instructions.
             unsafe {
                 match scaling {
                     Scaling::Tiles => crate::avx2_activations::quantize_tile(values, words),
+                    Scaling::Groups if is_avx512 => crate::avx512_activations::quantize_groups(values, words),
                     Scaling::Groups => crate::avx2_activations::quantize_groups(values, words),
                 }
             }
@@ -428,7 +430,7 @@ mod tests {
 
     #[test]
     fn hostile_values() {
-        for instructions in [Instructions::best(), Instructions::Portable] {
+        for instructions in Instructions::all() {
             for (value, scale) in [(f32::NAN, f32::NAN), (f32::INFINITY, f32::NAN), (1e-45, 0.0), (0.0, 0.0)] {
                 let mut values = [0.0; TILE];
                 values[77] = value;
@@ -453,7 +455,9 @@ mod tests {
             let values = std::array::from_fn(|k| numbers(256 * 200)[i * 200 + k] * ((i % 9) as f32 * 4.0).exp2());
             for scaling in [Scaling::Tiles, Scaling::Groups] {
                 let portable = quantized(Instructions::Portable, scaling, &values);
-                assert_eq!(quantized(Instructions::best(), scaling, &values), portable);
+                for instructions in Instructions::all() {
+                    assert_eq!(quantized(instructions, scaling, &values), portable, "{instructions:?}");
+                }
             }
         }
     }

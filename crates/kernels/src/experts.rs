@@ -8,10 +8,12 @@
 use std::ops::Range;
 
 use crate::activations::{ActivationView, Activations, ActivationsMut, Reads};
-use crate::lanes::{Instructions, Kernel, LANES, Lanes, load_some, store_some};
-use crate::matmul::{chunk_panels, copy_sums, for_each_sum};
+use crate::lanes::Instructions;
+use crate::matmul::for_each_sum;
 use crate::packed_layout::{ROWS, TILE};
+use crate::portions::{Portions, UNIT, panels_of};
 use crate::shared_slice::SharedSlice;
+use crate::sums::Place;
 use crate::{LowRank, PackedMatrix, ThreadPool, swiglu};
 
 mod changes;
@@ -53,6 +55,8 @@ pub struct ExpertScratch {
     /// The order in which their first work items are taken: most tokens first.
     by_load: Vec<usize>,
     counts: Vec<usize>,
+    /// Tokens that have a slot.
+    begun: Vec<bool>,
     inputs: Activations,
     hidden: Activations,
     /// For every thread `[2][tokens][256]`: gate and up of a tile of hidden activations.
@@ -65,6 +69,8 @@ pub struct ExpertScratch {
 struct Slot {
     token: usize,
     weight: f32,
+    /// Whether this is the first of the token's experts.
+    begins: bool,
 }
 
 /// An expert that has tokens: slots `first..first + count`.
@@ -142,11 +148,11 @@ pub(crate) fn experts_with<'a>(
 
     changes.shrink(pool, Matrix::W2, |active| hidden.batch(active.slots()));
     let panels = shape.dim.div_ceil(ROWS);
-    let chunk = chunk_panels(panels, pool.threads());
+    let portions = Portions::new(panels.div_ceil(UNIT), pool.threads());
     let y = SharedSlice::new(y);
-    pool.run(panels.div_ceil(chunk), &|item, _| {
+    pool.run(portions.count(), &|item, _| {
         let down = Down { instructions, dim: shape.dim, slots, hidden, changes: &changes, y };
-        down.compute(x.rows(), item * chunk..((item + 1) * chunk).min(panels), active, |expert| all(expert).w2);
+        down.compute(panels_of(portions.units(item), panels), active, |expert| all(expert).w2);
     });
 }
 
@@ -162,47 +168,24 @@ struct Down<'a> {
 
 impl Down<'_> {
     /// Computes rows `panels` of all tokens; no other thread may do so.
-    fn compute<'w>(
-        &self,
-        tokens: usize,
-        panels: Range<usize>,
-        active: &[Active],
-        w2: impl Fn(usize) -> &'w PackedMatrix,
-    ) {
+    fn compute<'w>(&self, panels: Range<usize>, active: &[Active], w2: impl Fn(usize) -> &'w PackedMatrix) {
         let (first, last) = (panels.start * ROWS, (panels.end * ROWS).min(self.dim));
         // SAFETY: rows of the result belong to one item of the region; no other thread has these parts, here and below.
         let part = |token: usize, row: usize, n: usize| unsafe { self.y.part(token * self.dim + row, n) };
-        (0..tokens).for_each(|token| part(token, first, last - first).fill(0.0));
         for (index, active) in active.iter().enumerate() {
             let slots = &self.slots[active.slots()];
             let (hidden, n) = (self.hidden.batch(active.slots()), slots.len());
             let panels = panels.clone();
-            for_each_sum(self.instructions, w2(active.expert), panels, &hidden, 0..n, |row, slot, sums| {
-                let Slot { token, weight } = slots[slot];
-                self.instructions.run(AddWeighted { weight, sums, y: part(token, row, sums.len()) });
+            for_each_sum(self.instructions, w2(active.expert), panels, &hidden, 0..n, |sums| {
+                sums.put(self.instructions, |slot| {
+                    let Slot { token, weight, begins } = slots[slot];
+                    Place { y: part(token, sums.first_row, sums.rows), weight, begins }
+                });
             });
             self.changes.add(Matrix::W2, index, 0..n, first, |slot, add| {
-                let Slot { token, weight } = slots[slot];
+                let Slot { token, weight, .. } = slots[slot];
                 add(weight, part(token, first, last - first));
             });
-        }
-    }
-}
-
-/// `y += weight · sums`.
-struct AddWeighted<'a> {
-    weight: f32,
-    sums: &'a [f32],
-    y: &'a mut [f32],
-}
-
-impl Kernel for AddWeighted<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<V: Lanes>(self) {
-        let weight = V::splat(self.weight);
-        for (y, sums) in self.y.chunks_mut(LANES).zip(self.sums.chunks(LANES)) {
-            store_some(weight.fma(load_some(sums, 0.0), load_some(y, 0.0)), y);
         }
     }
 }
@@ -257,11 +240,16 @@ impl ExpertScratch {
             first += std::mem::replace(count, first);
         }
         self.slots.clear();
-        self.slots.resize(routes.experts.len(), Slot { token: 0, weight: 0.0 });
+        self.slots.resize(routes.experts.len(), Slot { token: 0, weight: 0.0, begins: false });
         for (at, (&expert, &weight)) in routes.experts.iter().zip(routes.weights).enumerate() {
             let place = &mut self.counts[expert as usize];
-            self.slots[*place] = Slot { token: at / routes.per_token, weight };
+            self.slots[*place] = Slot { token: at / routes.per_token, weight, begins: false };
             *place += 1;
+        }
+        self.begun.clear();
+        self.begun.resize(routes.experts.len() / routes.per_token, false);
+        for slot in &mut self.slots {
+            slot.begins = !std::mem::replace(&mut self.begun[slot.token], true);
         }
         self.by_load.extend(0..self.active.len());
         self.by_load.sort_unstable_by_key(|&i| (std::cmp::Reverse(self.active[i].count), i));
@@ -302,8 +290,13 @@ impl HiddenTile<'_> {
             let tokens = first..(first + GATE_UP_TOKENS).min(x.rows);
             let products = [(Matrix::W1, self.expert.w1, &mut *gate), (Matrix::W3, self.expert.w3, &mut *up)];
             for (matrix, w, to) in products {
-                for_each_sum(self.instructions, w, panels.clone(), x, tokens.clone(), |row, token, sums| {
-                    copy_sums(sums, &mut to[(token - first) * TILE + row - first_row..][..sums.len()]);
+                for_each_sum(self.instructions, w, panels.clone(), x, tokens.clone(), |sums| {
+                    let to = SharedSlice::new(&mut *to);
+                    // SAFETY: one thread, one part at a time.
+                    let place = |token: usize| unsafe {
+                        to.part((token - first) * TILE + sums.first_row - first_row, sums.rows)
+                    };
+                    sums.copy(self.instructions, place);
                 });
                 self.changes.add(matrix, self.index, tokens.clone(), first_row, |token, add| {
                     add(1.0, &mut to[(token - first) * TILE..][..rows]);

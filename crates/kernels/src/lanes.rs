@@ -33,6 +33,8 @@ pub(crate) const WIDE: usize = 16;
 ///
 /// Values exist only on machines that have the instructions: [`Instructions::run`] sees to it.
 pub(crate) trait Vector: Copy {
+    /// Lanes.
+    const N: usize;
     /// N i32.
     type Int: Copy;
     /// 2N i16, two in each lane.
@@ -58,6 +60,8 @@ pub(crate) trait Vector: Copy {
     fn sub(self, b: Self) -> Self;
     /// `self * b`.
     fn mul(self, b: Self) -> Self;
+    /// `self / b`.
+    fn div(self, b: Self) -> Self;
     /// `self * b + c`, rounded once.
     fn fma(self, b: Self, c: Self) -> Self;
     /// `if self > b { self } else { b }`: of a NaN and a number, the second.
@@ -115,8 +119,6 @@ pub(crate) trait Lanes: Vector {
         unsafe { self.store(array.as_mut_ptr()) };
         array
     }
-    /// `self / b`.
-    fn div(self, b: Self) -> Self;
     /// `if gate > 0 { self } else { 0 }`: whatever `self` is.
     fn where_positive(self, gate: Self) -> Self;
     /// Neighbouring lanes exchanged: `b a d c f e h g`.
@@ -131,27 +133,30 @@ pub(crate) trait Wide: Vector {
     const INT_SUMS: usize;
 }
 
-/// The first eight of `x`, or what there is of them and then `otherwise`.
+/// The first N of `x`, or what there is of them and then `otherwise`.
 #[inline(always)]
-pub(crate) fn load_some<V: Lanes>(x: &[f32], otherwise: f32) -> V {
-    if x.len() >= LANES {
-        // SAFETY: eight floats.
+pub(crate) fn load_some<V: Vector>(x: &[f32], otherwise: f32) -> V {
+    if x.len() >= V::N {
+        // SAFETY: N floats.
         return unsafe { V::load(x.as_ptr()) };
     }
-    let mut padded = [otherwise; LANES];
+    let mut padded = [otherwise; WIDE];
     padded[..x.len()].copy_from_slice(x);
-    // SAFETY: eight floats.
+    // SAFETY: N floats, at most sixteen.
     unsafe { V::load(padded.as_ptr()) }
 }
 
-/// Puts eight floats to the beginning of `to`, or as many as fit.
+/// Puts N floats to the beginning of `to`, or as many as fit.
 #[inline(always)]
-pub(crate) fn store_some<V: Lanes>(x: V, to: &mut [f32]) {
-    if to.len() >= LANES {
-        // SAFETY: eight floats.
+pub(crate) fn store_some<V: Vector>(x: V, to: &mut [f32]) {
+    if to.len() >= V::N {
+        // SAFETY: N floats.
         unsafe { x.store(to.as_mut_ptr()) };
     } else {
-        to.copy_from_slice(&x.to_array()[..to.len()]);
+        let mut all = [0.0; WIDE];
+        // SAFETY: N floats, at most sixteen.
+        unsafe { x.store(all.as_mut_ptr()) };
+        to.copy_from_slice(&all[..to.len()]);
     }
 }
 
@@ -277,6 +282,7 @@ mod tests {
                 a.add(b),
                 a.sub(b),
                 a.mul(b),
+                a.div(b),
                 a.fma(b, a),
                 a.max(b),
                 a.min(b),
@@ -311,8 +317,7 @@ mod tests {
                 b.store_f16(halves.as_mut_ptr());
                 (a, b)
             };
-            let of_eight =
-                [a.div(b), a.where_positive(b), a.swap_pairs()].into_iter().flat_map(|x| x.to_array().map(bits));
+            let of_eight = [a.where_positive(b), a.swap_pairs()].into_iter().flat_map(|x| x.to_array().map(bits));
             each_of_vector::<V, 8>(&self.0, &self.1, &halves).into_iter().chain(of_eight).collect()
         }
     }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::lanes::{Kernel, Lanes, Vector};
+use crate::lanes::{Kernel, LANES, Lanes, Vector};
 
 /// Eight floats in a register.
 #[derive(Clone, Copy)]
@@ -35,6 +35,7 @@ pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 // are unaligned, of memory that the caller vouches for.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Vector for Avx2 {
+    const N: usize = LANES;
     type Int = __m256i;
     type Pairs = __m256i;
 
@@ -65,6 +66,10 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn mul(self, b: Self) -> Self {
         Avx2(unsafe { _mm256_mul_ps(self.0, b.0) })
+    }
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        Avx2(unsafe { _mm256_div_ps(self.0, b.0) })
     }
     #[inline(always)]
     fn fma(self, b: Self, c: Self) -> Self {
@@ -150,10 +155,6 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16) {
         unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
-    }
-    #[inline(always)]
-    fn div(self, b: Self) -> Self {
-        Avx2(unsafe { _mm256_div_ps(self.0, b.0) })
     }
     #[inline(always)]
     fn where_positive(self, gate: Self) -> Self {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::lanes::{Vector, Wide, WideKernel};
+use crate::lanes::{Vector, WIDE, Wide, WideKernel};
 use crate::lanes_avx2::Avx2;
 
 /// Sixteen floats in a register.
@@ -46,6 +46,7 @@ impl Wide for Avx512 {
 // are unaligned, of memory that the caller vouches for.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Vector for Avx512 {
+    const N: usize = WIDE;
     type Int = __m512i;
     type Pairs = __m512i;
 
@@ -76,6 +77,10 @@ impl Vector for Avx512 {
     #[inline(always)]
     fn mul(self, b: Self) -> Self {
         Avx512(unsafe { _mm512_mul_ps(self.0, b.0) })
+    }
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        Avx512(unsafe { _mm512_div_ps(self.0, b.0) })
     }
     #[inline(always)]
     fn fma(self, b: Self, c: Self) -> Self {

@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use crate::lanes::{Kernel, Lanes, Vector};
+use crate::lanes::{Kernel, LANES, Lanes, Vector};
 
 /// Eight floats in two registers.
 #[derive(Clone, Copy)]
@@ -70,6 +70,7 @@ pub(crate) fn prefetch(at: *const u8) {
 // writes the registers that it names.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Vector for Neon {
+    const N: usize = LANES;
     type Int = [int32x4_t; 2];
     type Pairs = [int16x8_t; 2];
 
@@ -110,6 +111,10 @@ impl Vector for Neon {
     #[inline(always)]
     fn mul(self, b: Self) -> Self {
         unsafe { self.with(b, |a, b| vmulq_f32(a, b)) }
+    }
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        unsafe { self.with(b, |a, b| vdivq_f32(a, b)) }
     }
     #[inline(always)]
     fn fma(self, b: Self, c: Self) -> Self {
@@ -210,10 +215,6 @@ impl Lanes for Neon {
                 options(pure, nomem, nostack, preserves_flags));
             vst1q_u16(to, halves);
         }
-    }
-    #[inline(always)]
-    fn div(self, b: Self) -> Self {
-        unsafe { self.with(b, |a, b| vdivq_f32(a, b)) }
     }
     #[inline(always)]
     fn where_positive(self, gate: Self) -> Self {

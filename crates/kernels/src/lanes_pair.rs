@@ -1,6 +1,6 @@
 //! Sixteen lanes as twice eight: what [`Wide`] is where registers hold no more.
 
-use crate::lanes::{LANES, Lanes, Vector, Wide};
+use crate::lanes::{LANES, Lanes, Vector, WIDE, Wide};
 
 /// The first eight lanes and the others.
 #[derive(Clone, Copy)]
@@ -24,6 +24,7 @@ impl<V: Lanes> Wide for Pair<V> {
 // SAFETY of every block below: the caller's promise holds for both halves.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<V: Lanes> Vector for Pair<V> {
+    const N: usize = WIDE;
     type Int = (V::Int, V::Int);
     type Pairs = (V::Pairs, V::Pairs);
 
@@ -57,6 +58,10 @@ impl<V: Lanes> Vector for Pair<V> {
     #[inline(always)]
     fn mul(self, b: Self) -> Self {
         self.with(b, V::mul)
+    }
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        self.with(b, V::div)
     }
     #[inline(always)]
     fn fma(self, b: Self, c: Self) -> Self {

@@ -15,6 +15,7 @@ fn lanes<T>(f: impl Fn(usize) -> T) -> [T; LANES] {
 }
 
 impl Vector for Portable {
+    const N: usize = LANES;
     type Int = [i32; LANES];
     type Pairs = [[i16; 2]; LANES];
 
@@ -48,6 +49,10 @@ impl Vector for Portable {
     #[inline(always)]
     fn mul(self, b: Self) -> Self {
         Portable(lanes(|i| self.0[i] * b.0[i]))
+    }
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        Portable(lanes(|i| self.0[i] / b.0[i]))
     }
     #[inline(always)]
     fn fma(self, b: Self, c: Self) -> Self {
@@ -127,10 +132,6 @@ impl Lanes for Portable {
     unsafe fn store_f16(self, to: *mut u16) {
         // SAFETY: the caller's promise.
         unsafe { *to.cast() = lanes(|i| f16::from_f32(self.0[i]).to_bits()) }
-    }
-    #[inline(always)]
-    fn div(self, b: Self) -> Self {
-        Portable(lanes(|i| self.0[i] / b.0[i]))
     }
     #[inline(always)]
     fn where_positive(self, gate: Self) -> Self {

@@ -24,6 +24,8 @@ mod avx2_small_formats;
 #[cfg(target_arch = "x86_64")]
 mod avx2_unpacked;
 #[cfg(target_arch = "x86_64")]
+mod avx512_activations;
+#[cfg(target_arch = "x86_64")]
 mod avx512_integers;
 pub mod blocks;
 pub mod cpu;
@@ -60,6 +62,7 @@ mod packed;
 mod packed_layout;
 mod portable;
 mod portable_tiles;
+mod portions;
 #[cfg(target_arch = "x86_64")]
 mod quads;
 pub mod quantize;
@@ -68,6 +71,7 @@ mod rms_norm;
 mod rope;
 mod shared_slice;
 mod softmax;
+mod sums;
 mod swiglu;
 mod thread_pool;
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]

@@ -10,7 +10,7 @@ use octet_checkpoint::ElementType;
 
 use crate::activations::{ActivationView, Activations};
 use crate::lanes::{Instructions, Kernel, LANES, Lanes};
-use crate::matmul::{copy_sums, for_each_sum};
+use crate::matmul::for_each_sum;
 use crate::packed_layout::ROWS;
 use crate::shared_slice::SharedSlice;
 use crate::{PackedMatrix, ThreadPool};
@@ -71,8 +71,8 @@ impl LowRank {
         mut place: impl FnMut(usize) -> &'u mut [f32],
     ) {
         let panels = self.rank().div_ceil(ROWS);
-        for_each_sum(instructions, &self.a, 0..panels, x, rows, |first, row, sums| {
-            copy_sums(sums, &mut place(row)[first..first + sums.len()]);
+        for_each_sum(instructions, &self.a, 0..panels, x, rows, |sums| {
+            sums.copy(instructions, |row| &mut place(row)[sums.first_row..][..sums.rows]);
         });
     }
 

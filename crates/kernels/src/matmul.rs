@@ -11,22 +11,15 @@ use crate::activations::{ActivationView, Activations};
 use crate::lanes::Instructions;
 use crate::packed::{PackedMatrix, PackedShape};
 use crate::packed_layout::ROWS;
+use crate::portions::{Portions, UNIT, panels_of};
 use crate::shared_slice::SharedSlice;
+use crate::sums::Sums;
 use crate::{ThreadPool, portable};
 
 /// Panels that a kernel takes at once for few tokens: one core reads fastest on four streams.
 pub(crate) const STREAMS: usize = 4;
 /// Tokens that a kernel takes at once; their sums for a panel, 8 KiB, stay in the first cache.
 pub(crate) const TOKEN_TILE: usize = 256;
-/// Most rows of a work item: a preempted thread holds up little, and streams are long enough.
-const CHUNK_ROWS: usize = 256;
-/// Work items for each thread that are worth having, for balance.
-const ITEMS_PER_THREAD: usize = 8;
-
-/// With more tokens than this, AMX and VNNI take all panels of a work item at once, tile by tile: fewer tokens stay in the second
-/// cache anyway, and panels that are read through one after the other are read faster.
-#[cfg(target_arch = "x86_64")]
-const MANY_TOKENS: usize = 32;
 
 #[cfg(target_arch = "x86_64")]
 thread_local! {
@@ -59,7 +52,6 @@ pub fn matmul(pool: &ThreadPool, products: &mut [Product<'_>]) {
 }
 
 pub(crate) fn matmul_with(instructions: Instructions, pool: &ThreadPool, products: &mut [Product<'_>]) {
-    let mut n_panels = 0;
     for p in products.iter() {
         assert_eq!(p.w.cols(), p.x.cols(), "a matrix of {} columns times rows of {}", p.w.cols(), p.x.cols());
         assert_eq!(
@@ -70,22 +62,26 @@ pub(crate) fn matmul_with(instructions: Instructions, pool: &ThreadPool, product
             p.x.rows(),
             p.w.rows()
         );
-        n_panels += p.w.shape().panels();
     }
     // One product is the common case, and a list on the stack would need a limit: so one region a few products.
     for products in products.chunks_mut(MOST_PRODUCTS) {
-        let chunk = chunk_panels(n_panels, pool.threads());
-        let mut jobs: [Option<Job<'_>>; MOST_PRODUCTS] = [None; MOST_PRODUCTS];
-        let mut n_items = 0;
+        let mut jobs: [Option<Job<'_>>; MOST_PRODUCTS] = [const { None }; MOST_PRODUCTS];
+        let mut n_units = 0;
         for (job, p) in jobs.iter_mut().zip(products) {
-            *job = Some(Job { w: p.w, x: p.x.view(), y: SharedSlice::new(p.y), first_item: n_items });
-            n_items += p.w.shape().panels().div_ceil(chunk);
+            let units = n_units..n_units + p.w.shape().panels().div_ceil(UNIT);
+            n_units = units.end;
+            *job = Some(Job { w: p.w, x: p.x.view(), y: SharedSlice::new(p.y), units });
         }
-        pool.run(n_items, &|item, _| {
-            let job =
-                jobs.iter().flatten().rfind(|job| job.first_item <= item).expect("the first job begins with item 0");
-            let first = (item - job.first_item) * chunk;
-            job.run(instructions, first..(first + chunk).min(job.w.shape().panels()));
+        let portions = Portions::new(n_units, pool.threads());
+        pool.run(portions.count(), &|item, _| {
+            let units = portions.units(item);
+            for job in jobs.iter().flatten() {
+                let (first, end) = (units.start.max(job.units.start), units.end.min(job.units.end));
+                if first < end {
+                    let units = first - job.units.start..end - job.units.start;
+                    job.run(instructions, panels_of(units, job.w.shape().panels()));
+                }
+            }
         });
     }
 }
@@ -93,51 +89,32 @@ pub(crate) fn matmul_with(instructions: Instructions, pool: &ThreadPool, product
 /// Products of one region: q, k, v; gate, up.
 const MOST_PRODUCTS: usize = 8;
 
-/// Panels of a work item: as many as fit `CHUNK_ROWS`, fewer where threads would stand idle; a multiple of the streams.
-pub(crate) fn chunk_panels(n_panels: usize, threads: usize) -> usize {
-    let fair = n_panels.div_ceil(threads * ITEMS_PER_THREAD).next_multiple_of(STREAMS);
-    fair.clamp(STREAMS, CHUNK_ROWS / ROWS)
-}
-
-#[derive(Clone, Copy)]
 struct Job<'a> {
     w: &'a PackedMatrix,
     x: ActivationView<'a>,
     y: SharedSlice<'a, f32>,
-    first_item: usize,
+    /// Its panels among those of all products, see [`Portions`].
+    units: Range<usize>,
 }
 
 impl Job<'_> {
     fn run(&self, instructions: Instructions, panels: Range<usize>) {
         let rows = self.w.rows();
-        for_each_sum(instructions, self.w, panels, &self.x, 0..self.x.rows, |row, token, sums| {
+        for_each_sum(instructions, self.w, panels, &self.x, 0..self.x.rows, |sums| {
             // SAFETY: a row belongs to one item.
-            copy_sums(sums, unsafe { self.y.part(token * rows + row, sums.len()) });
+            sums.copy(instructions, |token| unsafe { self.y.part(token * rows + sums.first_row, sums.rows) });
         });
     }
 }
 
-/// Copies what [`for_each_sum`] gives; both have one length.
-#[inline(always)]
-pub(crate) fn copy_sums(sums: &[f32], to: &mut [f32]) {
-    // Of a length that the compiler knows, a copy is a few instructions.
-    if let (Some(sums), Some(to)) = (sums.as_array::<{ STREAMS * ROWS }>(), to.as_mut_array()) {
-        *to = *sums;
-    } else if let (Some(sums), Some(to)) = (sums.as_array::<ROWS>(), to.as_mut_array()) {
-        *to = *sums;
-    } else {
-        to.copy_from_slice(sums);
-    }
-}
-
-/// Calls `each(row, token, products of some rows from that one on)` for all rows of `panels` and all `tokens` of `x`.
+/// Gives `each` the products of all rows of `panels` and all `tokens` of `x`, some at a time.
 pub(crate) fn for_each_sum(
     instructions: Instructions,
     w: &PackedMatrix,
     panels: Range<usize>,
     x: &ActivationView<'_>,
     tokens: Range<usize>,
-    mut each: impl FnMut(usize, usize, &[f32]),
+    mut each: impl FnMut(&Sums<'_>),
 ) {
     let way = Way::of(instructions, w, tokens.len());
     let at_once = way.panels_at_once(panels.len(), tokens.len());
@@ -205,9 +182,7 @@ impl Way {
     fn panels_at_once(self, panels: usize, tokens: usize) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Way::Amx | Way::Avx512 if tokens > MANY_TOKENS => panels.max(1),
-            #[cfg(target_arch = "x86_64")]
-            Way::Amx | Way::Avx512 => STREAMS,
+            Way::Amx | Way::Avx512 => panels.max(1),
             _ if tokens <= FEW_TOKENS => STREAMS,
             _ => 1,
         }
@@ -220,7 +195,7 @@ impl Way {
         panels: Range<usize>,
         x: &ActivationView<'_>,
         tokens: Range<usize>,
-        each: &mut impl FnMut(usize, usize, &[f32]),
+        each: &mut impl FnMut(&Sums<'_>),
     ) {
         let rows = panels.start * ROWS..(panels.end * ROWS).min(w.rows());
         w.with_panels(panels, |bytes| self.products_of(w.shape(), bytes, rows, x, tokens, each));
@@ -234,7 +209,7 @@ impl Way {
         rows: Range<usize>,
         x: &ActivationView<'_>,
         tokens: Range<usize>,
-        each: &mut impl FnMut(usize, usize, &[f32]),
+        each: &mut impl FnMut(&Sums<'_>),
     ) {
         let n_tokens = tokens.len();
         match self {
@@ -297,14 +272,9 @@ impl Way {
 }
 
 /// Hands sums `[rows / N][token][N]` to `each`.
-fn give<const N: usize>(
-    rows: Range<usize>,
-    tokens: Range<usize>,
-    sums: &[[f32; N]],
-    each: &mut impl FnMut(usize, usize, &[f32]),
-) {
+fn give<const N: usize>(rows: Range<usize>, tokens: Range<usize>, sums: &[[f32; N]], each: &mut impl FnMut(&Sums<'_>)) {
     for (first, sums) in rows.clone().step_by(N).zip(sums.chunks_exact(tokens.len())) {
-        let n = (rows.end - first).min(N);
-        tokens.clone().zip(sums).for_each(|(token, sums)| each(first, token, &sums[..n]));
+        let (n, values) = ((rows.end - first).min(N), sums.as_flattened());
+        each(&Sums { first_row: first, rows: n, tokens: tokens.clone(), width: N, values });
     }
 }

@@ -1,7 +1,8 @@
 //! What VNNI and AMX share: four panels (32 rows, a quad) at a time times some tokens, tile by tile.
 //!
 //! With many tokens, the same columns of other quads come next: the tokens' activations are then read from the second cache, and
-//! from further away only once for all rows.
+//! from further away only once for all rows. Fewer stay in the second cache anyway, and panels that are read through one after
+//! the other are read faster.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -13,6 +14,8 @@ use crate::packed_layout::ROWS;
 
 /// Panels that are multiplied at once.
 pub(crate) const PANELS: usize = 4;
+/// With more tokens than this, the same columns of other quads come next.
+const MANY_TOKENS: usize = 32;
 
 /// Of a token.
 pub(crate) type QuadSums = [f32; PANELS * ROWS];
@@ -56,25 +59,29 @@ pub(crate) fn for_each_tile(
             bytes.as_ptr().wrapping_add(panel * shape.panel_bytes + tile * shape.tile_bytes)
         })
     };
-    for tile in 0..shape.tiles {
-        let padded = tokens.len().next_multiple_of(at_once);
-        let x = x.padded_ints(Scaling::of(shape.kind), tile, tokens.start, padded);
-        for (quad, sums) in sums.chunks_exact_mut(tokens.len()).enumerate() {
-            let next = match (quad + 1 < quads, tile + 1 < shape.tiles) {
-                (true, _) => quad_tile(quad + 1, tile),
-                (false, true) => quad_tile(0, tile + 1),
-                (false, false) => quad_tile(0, 0).map(|panel| panel.wrapping_add(bytes.len())),
-            };
-            each(&QuadWork {
-                tiles: quad_tile(quad, tile),
-                cols: shape.tile_cols(tile),
-                next,
-                x: x.as_ptr(),
-                tokens: tokens.len(),
-                sums: sums.as_mut_ptr(),
-                goes_on: if tile == 0 { 0 } else { !0 },
-            });
-        }
+    let padded = tokens.len().next_multiple_of(at_once);
+    let by_tiles = tokens.len() > MANY_TOKENS;
+    for step in 0..quads * shape.tiles {
+        let place = |step: usize| match by_tiles {
+            true => (step % quads, step / quads),
+            false => (step / shape.tiles, step % shape.tiles),
+        };
+        let (quad, tile) = place(step);
+        let next = if step + 1 < quads * shape.tiles {
+            let (quad, tile) = place(step + 1);
+            quad_tile(quad, tile)
+        } else {
+            quad_tile(0, 0).map(|panel| panel.wrapping_add(bytes.len()))
+        };
+        each(&QuadWork {
+            tiles: quad_tile(quad, tile),
+            cols: shape.tile_cols(tile),
+            next,
+            x: x.padded_ints(Scaling::of(shape.kind), tile, tokens.start, padded).as_ptr(),
+            tokens: tokens.len(),
+            sums: sums[quad * tokens.len()..][..tokens.len()].as_mut_ptr(),
+            goes_on: if tile == 0 { 0 } else { !0 },
+        });
     }
 }
 

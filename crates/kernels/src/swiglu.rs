@@ -1,7 +1,7 @@
 //! SwiGLU's middle, `silu(gate) ⊙ up`, and the sum of the residual stream.
 
 use crate::exp::exp;
-use crate::lanes::{Instructions, Kernel, LANES, Lanes, load_some, store_some};
+use crate::lanes::{Instructions, Vector, Wide, WideKernel, load_some, store_some};
 
 /// `out = silu(gate) * up`, where `silu(x) = x / (1 + e^-x)`; all `[n]`.
 ///
@@ -9,7 +9,7 @@ use crate::lanes::{Instructions, Kernel, LANES, Lanes, load_some, store_some};
 /// If the lengths differ.
 pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
     assert!(gate.len() == up.len() && up.len() == out.len(), "gate, up and output have one length");
-    Instructions::best().run(SwiGlu { gate, up, out });
+    Instructions::best().run_wide(SwiGlu { gate, up, out });
 }
 
 /// `x += y`; both `[n]`.
@@ -23,7 +23,7 @@ pub fn add_assign(x: &mut [f32], y: &[f32]) {
 
 /// `silu(gate) * up` in every lane. Gates under -88 count as that: their SiLU is under 1e-36.
 #[inline(always)]
-pub(crate) fn swiglu_lanes<V: Lanes>(gate: V, up: V) -> V {
+pub(crate) fn swiglu_lanes<V: Vector>(gate: V, up: V) -> V {
     let gate = V::splat(-88.0).max(gate);
     let e = exp(V::splat(0.0).sub(gate));
     gate.div(e.add(V::splat(1.0))).mul(up)
@@ -35,13 +35,12 @@ struct SwiGlu<'a> {
     out: &'a mut [f32],
 }
 
-impl Kernel for SwiGlu<'_> {
-    type Output = ();
+impl WideKernel for SwiGlu<'_> {
     #[inline(always)]
-    fn run<V: Lanes>(self) {
-        let rows = self.gate.chunks(LANES).zip(self.up.chunks(LANES));
-        for ((gate, up), out) in rows.zip(self.out.chunks_mut(LANES)) {
-            store_some(swiglu_lanes::<V>(load_some(gate, 0.0), load_some(up, 0.0)), out);
+    fn run<W: Wide>(self) {
+        let rows = self.gate.chunks(W::N).zip(self.up.chunks(W::N));
+        for ((gate, up), out) in rows.zip(self.out.chunks_mut(W::N)) {
+            store_some(swiglu_lanes::<W>(load_some(gate, 0.0), load_some(up, 0.0)), out);
         }
     }
 }
@@ -58,7 +57,7 @@ mod tests {
             let up: Vec<f32> = (0..n).map(|i| (i * 31 % 97) as f32 / 10.0 - 4.8).collect();
             let [mut out, mut portable] = [vec![0.0; n], vec![0.0; n]];
             swiglu(&gate, &up, &mut out);
-            Instructions::Portable.run(SwiGlu { gate: &gate, up: &up, out: &mut portable });
+            Instructions::Portable.run_wide(SwiGlu { gate: &gate, up: &up, out: &mut portable });
             assert_eq!(out, portable);
             for i in 0..n {
                 let g = gate[i] as f64;

@@ -159,7 +159,11 @@ unsafe fn block_products<W: Wide, const R: usize, const G: usize>(
     unsafe {
         let mut q = scores.q.add(block * BLOCK / 2 * scores.q_stride);
         for pair in 0..pairs {
-            let k = keys.map(|keys| W::load_pairs_i8(keys.add(pair * PAIR_BYTES).cast()));
+            // Here and below a loop, since a closure that is not inlined would lack the instructions.
+            let mut k = [W::load_pairs_i8(keys[0].add(pair * PAIR_BYTES).cast()); G];
+            for (k, keys) in k.iter_mut().zip(keys).skip(1) {
+                *k = W::load_pairs_i8(keys.add(pair * PAIR_BYTES).cast());
+            }
             for (r, sums) in sums.iter_mut().enumerate() {
                 let q = W::splat_pair(q.add(2 * r));
                 for (sum, k) in sums.iter_mut().zip(k) {
@@ -280,7 +284,10 @@ unsafe fn weigh_step<W: Wide, const R: usize, const G: usize>(step: &Weighing, s
             let at = |g: usize| (strip + g) * STRIP * GROUP_TOKENS + pair * PAIR_BYTES;
             // SAFETY: the caller's promise.
             unsafe {
-                let v: [W::Pairs; G] = std::array::from_fn(|g| W::load_pairs_i8(step.values[group].add(at(g)).cast()));
+                let mut v = [W::load_pairs_i8(step.values[group].add(at(0)).cast()); G];
+                for (g, v) in v.iter_mut().enumerate().skip(1) {
+                    *v = W::load_pairs_i8(step.values[group].add(at(g)).cast());
+                }
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let p = W::splat_pair(step.weights.add(r * TILE + group * GROUP_TOKENS + 2 * pair));
                     for (sum, v) in sums.iter_mut().zip(v) {

@@ -154,7 +154,11 @@ unsafe fn score_step<W: Wide, E: Element, const R: usize, const G: usize>(scores
         }
         // SAFETY: the caller's promise.
         unsafe {
-            let k = keys.map(|keys| E::load::<W>(keys, d * GROUP_TOKENS));
+            // Here and below loops, since a closure that is not inlined would lack the instructions.
+            let mut k = [W::splat(0.0); G];
+            for (k, keys) in k.iter_mut().zip(keys) {
+                *k = E::load::<W>(keys, d * GROUP_TOKENS);
+            }
             add_products(&mut sums, k, |r| *q.add(r * head_dim + d));
         }
     }
@@ -218,10 +222,13 @@ unsafe fn weigh_step<W: Wide, E: Element, const R: usize, const G: usize>(step: 
     // SAFETY: the caller's promise.
     unsafe {
         let out = |r: usize, g: usize| step.out.add(r * step.value_dim + (strip + g) * STRIP);
-        let mut sums: [[W; G]; R] = std::array::from_fn(|r| {
+        let mut sums = [[W::splat(0.0); G]; R];
+        for (r, sums) in sums.iter_mut().enumerate() {
             let kept = W::splat(*step.kept.add(r));
-            std::array::from_fn(|g| W::load(out(r, g)).mul(kept))
-        });
+            for (g, sum) in sums.iter_mut().enumerate() {
+                *sum = W::load(out(r, g)).mul(kept);
+            }
+        }
         for group in step.groups.clone() {
             add_tokens::<W, E, R, G>(&mut sums, step, group, strip);
         }
@@ -255,7 +262,10 @@ unsafe fn add_tokens<W: Wide, E: Element, const R: usize, const G: usize>(
         let (values, weights) = (step.values[group], step.weights.add(group * GROUP_TOKENS));
         for t in tokens {
             ask(t);
-            let v: [W; G] = std::array::from_fn(|g| E::load(values.add(place(t, g)), 0));
+            let mut v = [W::splat(0.0); G];
+            for (g, v) in v.iter_mut().enumerate() {
+                *v = E::load(values.add(place(t, g)), 0);
+            }
             add_products(sums, v, |r| *weights.add(r * TILE + t));
         }
     }
