@@ -24,6 +24,8 @@ const LONGER: f64 = 1.4;
 const OWN_STEPS: f64 = 3.0;
 /// A good piece of a long prompt; of short ones, it has [`FIRST_TOKENS`].
 const LONG_PIECE: usize = 256;
+/// And where more prompts wait than answers are written: larger pieces take less time in all, and fewer wait for them.
+const CROWD_PIECE: usize = 128;
 /// The next step may have this many times the tokens of the latest ones, so that one odd measurement misleads it no further.
 const FASTEST_GROWTH: f64 = 2.0;
 /// A step that delays nobody's next word may take this many budgets. It is given up when all have gone whom it is for, but
@@ -95,15 +97,16 @@ impl Pace {
         }
     }
 
-    /// Tokens of prompts for the next step, where `streams` answers are being written beside and the longest of the prompts
-    /// has `longest` tokens.
-    pub(crate) fn prompt_tokens(&self, streams: usize, longest: usize) -> usize {
+    /// Tokens of prompts for the next step, where `streams` answers are being written beside, and the longest of `prompts`
+    /// prompts has `longest` tokens.
+    pub(crate) fn prompt_tokens(&self, streams: usize, prompts: usize, longest: usize) -> usize {
         if self.budget_s == f64::INFINITY {
             return self.most_tokens;
         }
         let (budgets, good_piece) = match streams {
             0 => (ALONE, self.most_tokens),
             _ if longest > LONG_PROMPT => (LONGER, LONG_PIECE),
+            _ if prompts > streams => (1.0, CROWD_PIECE),
             _ => (1.0, FIRST_TOKENS),
         };
         let own_s = self.decode_of(streams).map_or(f64::INFINITY, |step_s| OWN_STEPS * step_s);
@@ -154,21 +157,21 @@ mod tests {
     #[test]
     fn chunks_fit_the_budget_once_a_step_was_measured() {
         let mut pace = Pace::new(Duration::from_millis(400), 512);
-        assert_eq!(pace.prompt_tokens(0, 128), 64);
-        assert_eq!(Pace::new(Duration::MAX, 512).prompt_tokens(1, 128), 512);
+        assert_eq!(pace.prompt_tokens(0, 1, 128), 64);
+        assert_eq!(Pace::new(Duration::MAX, 512).prompt_tokens(1, 1, 128), 512);
         pace.learn(64, 0, 0, Duration::from_millis(256));
-        assert_eq!(pace.prompt_tokens(4, 128), 96);
-        assert_eq!(pace.prompt_tokens(0, 128), 128, "no more than twice as many, although there is time");
+        assert_eq!(pace.prompt_tokens(4, 1, 128), 96);
+        assert_eq!(pace.prompt_tokens(0, 1, 128), 128, "no more than twice as many, although there is time");
         pace.learn(96, 4, 0, Duration::from_secs(100));
-        assert_eq!(pace.prompt_tokens(4, 128), 32);
+        assert_eq!(pace.prompt_tokens(4, 1, 128), 32);
     }
 
     #[test]
     fn many_answers_leave_less_of_a_step_than_few() {
         let mut pace = Pace::new(Duration::from_millis(400), 512);
         pace.learn(100, 2, 0, Duration::from_millis(204));
-        assert_eq!(pace.prompt_tokens(2, 128), 198);
-        assert_eq!(pace.prompt_tokens(16, 128), 184);
+        assert_eq!(pace.prompt_tokens(2, 1, 128), 198);
+        assert_eq!(pace.prompt_tokens(16, 1, 128), 184);
     }
 
     /// Seconds of a step as measured with four layers of Mixtral: reading the weights, then every token.
@@ -180,19 +183,19 @@ mod tests {
     fn chunks_grow_to_the_budget_although_small_ones_are_dear() {
         let mut pace = Pace::new(Duration::from_millis(400), 512);
         for _ in 0..20 {
-            let tokens = pace.prompt_tokens(4, 128);
+            let tokens = pace.prompt_tokens(4, 1, 128);
             assert!(mixtral_s(tokens + 4) < 0.44, "{tokens}");
             pace.learn(tokens, 4, 0, Duration::from_secs_f64(mixtral_s(tokens + 4)));
         }
-        assert!((165..185).contains(&pace.prompt_tokens(4, 128)), "{}", pace.prompt_tokens(4, 128));
+        assert!((165..185).contains(&pace.prompt_tokens(4, 1, 128)), "{}", pace.prompt_tokens(4, 1, 128));
         // A busy neighbour makes one step slow; the size comes back.
         pace.learn(177, 4, 0, Duration::from_secs(1));
-        assert!(pace.prompt_tokens(4, 128) < 160);
+        assert!(pace.prompt_tokens(4, 1, 128) < 160);
         for _ in 0..30 {
-            let tokens = pace.prompt_tokens(4, 128);
+            let tokens = pace.prompt_tokens(4, 1, 128);
             pace.learn(tokens, 4, 0, Duration::from_secs_f64(mixtral_s(tokens + 4)));
         }
-        assert!(pace.prompt_tokens(4, 128) > 165, "{}", pace.prompt_tokens(4, 128));
+        assert!(pace.prompt_tokens(4, 1, 128) > 165, "{}", pace.prompt_tokens(4, 1, 128));
     }
 
     #[test]
@@ -200,14 +203,14 @@ mod tests {
         let mut pace = Pace::new(Duration::from_millis(300), 512);
         let mut chunks = Vec::new();
         while chunks.iter().sum::<usize>() < 2000 {
-            let tokens = pace.prompt_tokens(4, 2000);
+            let tokens = pace.prompt_tokens(4, 1, 2000);
             let took = mixtral_s(tokens + 4);
             assert!(took < 0.5, "{chunks:?}, {tokens}");
             pace.learn(tokens, 4, 0, Duration::from_secs_f64(took));
             chunks.push(tokens);
         }
         assert!(chunks.len() < 13, "{chunks:?}");
-        let tokens = pace.prompt_tokens(4, 500);
+        let tokens = pace.prompt_tokens(4, 1, 500);
         assert!((70..120).contains(&tokens), "{tokens}");
     }
 
@@ -221,9 +224,10 @@ mod tests {
         for tokens in [64, 128, 256] {
             pace.learn(tokens, 0, 0, took(tokens));
         }
-        assert_eq!(pace.prompt_tokens(1, 128), 63, "fewer than 64 would be no good piece");
-        assert_eq!(pace.prompt_tokens(16, 128), 124 - 16);
-        assert_eq!(pace.prompt_tokens(16, 2000), 256 - 16, "a long prompt has larger pieces");
+        assert_eq!(pace.prompt_tokens(1, 1, 128), 63, "fewer than 64 would be no good piece");
+        assert_eq!(pace.prompt_tokens(2, 3, 128), 126, "more wait than answers are written");
+        assert_eq!(pace.prompt_tokens(16, 1, 128), 124 - 16);
+        assert_eq!(pace.prompt_tokens(16, 1, 2000), 256 - 16, "a long prompt has larger pieces");
     }
 
     #[test]

@@ -243,7 +243,7 @@ impl Core {
         let wishes: Vec<Wish> =
             readers.iter().map(|&i| Wish { priority: self.rank(i).0, tokens: self.chunk(i) }).collect();
         let longest = readers.iter().map(|&i| self.sequences[i].uncached_tokens()).max().unwrap_or(0);
-        let given = shares(&wishes, self.pace.prompt_tokens(streams, longest));
+        let given = shares(&wishes, self.pace.prompt_tokens(streams, readers.len(), longest));
         for (&index, n_tokens) in readers.iter().zip(given) {
             if n_tokens > 0 && self.sequences[index].place.is_some() && self.give(index, n_tokens) {
                 let slot = self.slots.last_mut().expect("it was just given");
