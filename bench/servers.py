@@ -18,6 +18,9 @@ import urllib.request
 import programs
 
 READY_S = 600
+# A server that is ready may still be busy, with taking memory for example: until it rests so long, but no longer than that.
+RESTS_S = 1.0
+SETTLES_S = 60
 # A long answer, of which nobody reads more than a few words.
 LONG = 2000
 
@@ -55,6 +58,18 @@ class Server:
             last = (f.read().strip().splitlines() or ["no message"])[-1]
         self.stop()
         raise programs.Refused(f"does not serve: {last}\n  {shlex.join(command)}")
+
+    def settle(self):
+        """Waits until the server does nothing."""
+        end, before = time.monotonic() + SETTLES_S, -1
+        while time.monotonic() < end:
+            with open(f"/proc/{self.process.pid}/stat") as f:
+                # User and system time, in ticks of 10 ms.
+                ticks = sum(map(int, f.read().rpartition(")")[2].split()[11:13]))
+            if ticks - before <= 2 and before >= 0:
+                return
+            before = ticks
+            time.sleep(RESTS_S)
 
     def stop(self):
         self.process.terminate()

@@ -136,6 +136,11 @@ impl Core {
         self.prefixes.save_one(&self.cache)
     }
 
+    /// Uses idle time to commit memory for keys and values, where that much was asked for; false if there is nothing to do.
+    pub(crate) fn commit_some(&mut self) -> bool {
+        self.options.kv_bytes.is_some() && self.cache.commit_some()
+    }
+
     /// Goes one step.
     pub(crate) fn step(&mut self, record: &mut dyn Record) {
         let start = Instant::now();

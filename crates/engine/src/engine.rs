@@ -87,7 +87,7 @@ impl Drop for Engine {
 fn run(mut core: Core, queue: &Receiver<Job>) {
     loop {
         if core.is_idle() {
-            let patience = if core.save_one() { Duration::ZERO } else { IDLE };
+            let patience = if core.save_one() || core.commit_some() { Duration::ZERO } else { IDLE };
             match queue.recv_timeout(patience) {
                 Ok(job) => core.enqueue(job),
                 Err(RecvTimeoutError::Timeout) if !core.shared.closed.load(Relaxed) => continue,

@@ -59,7 +59,8 @@ pub struct EngineOptions {
     /// The model.
     pub open: OpenOptions,
     /// Bytes for keys and values of all sequences and of the prefix cache; `None` for four contexts, or as many as
-    /// sequences may run, within 4 GiB, but always one context.
+    /// sequences may run, within 4 GiB, but always one context. What is named here is committed in idle time, so that it is
+    /// there when it is needed.
     pub kv_bytes: Option<u64>,
     /// Sequences that run at the same time; more wait.
     pub max_running: usize,

@@ -4,7 +4,7 @@
 //! `p` lies in page `pages[p / page_tokens]`, slot `p % page_tokens`. A page holds its tokens for all layers and heads in
 //! one piece, so that it can be copied or written to disk as a whole.
 //!
-//! Memory is promised at once and committed as pages are first written, in huge pages where the system has them: a pass
+//! Memory is promised at once and committed as pages are first written, or before by [`KvPages::commit_some`], in huge pages where the system has them: a pass
 //! reads all that a layer holds of each sequence, and to look up an address anew every 4 KiB doubles the time, in a virtual
 //! machine.
 
@@ -36,7 +36,12 @@ pub struct KvPages {
     n_pages: usize,
     /// Anonymous memory: pages that were never written take none.
     memory: MmapMut,
+    /// Bytes that [`KvPages::commit_some`] has committed.
+    committed: usize,
 }
+
+/// Bytes that are committed at once: a huge page of most systems.
+const COMMIT_BYTES: usize = 2 << 20;
 
 impl KvPages {
     /// Room for `n_pages` pages of `page_tokens` tokens (a multiple of 16), each with a key and a value of `head_dim`
@@ -67,7 +72,20 @@ impl KvPages {
         #[cfg(target_os = "linux")]
         // Without them it works too.
         let _ = memory.advise(memmap2::Advice::HugePage);
-        Ok(KvPages { layout, n_pages, memory })
+        Ok(KvPages { layout, n_pages, memory, committed: 0 })
+    }
+
+    /// Commits the next two MiB of memory, which takes 0.2 to 5 ms, so that their first writer need not wait for that. False
+    /// where all is committed, or the system has no such service.
+    pub fn commit_some(&mut self) -> bool {
+        let bytes = COMMIT_BYTES.min(self.memory.len() - self.committed);
+        #[cfg(target_os = "linux")]
+        if bytes > 0 && self.memory.advise_range(memmap2::Advice::PopulateWrite, self.committed, bytes).is_ok() {
+            self.committed += bytes;
+            return true;
+        }
+        self.committed += bytes;
+        false
     }
 
     /// How the numbers are stored.

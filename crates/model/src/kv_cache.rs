@@ -113,6 +113,11 @@ impl KvCache {
         }
     }
 
+    /// See [`KvPages::commit_some`].
+    pub fn commit_some(&mut self) -> bool {
+        self.pages.commit_some()
+    }
+
     /// Bytes that one token takes, over all layers.
     pub fn bytes_per_token(&self) -> usize {
         self.pages.bytes_per_token()

@@ -187,3 +187,17 @@ fn names_of_types() {
     }
     assert_eq!(KvType::from_name("q4_0"), None);
 }
+
+/// Whatever has been committed, what was written stays, and it comes to an end.
+#[test]
+fn committing_changes_nothing() {
+    let mut kv = KvPages::new(KvType::F32, 1, 2, 64, 16, 200).unwrap();
+    let written: Vec<u8> = (0..kv.page(150).len()).map(|i| i as u8).collect();
+    kv.write_page(150, &written);
+    let bytes = 200 * written.len();
+    let steps = (0..).take_while(|_| kv.commit_some()).count();
+    assert!(steps <= bytes.div_ceil(COMMIT_BYTES), "{steps} for {bytes} bytes");
+    assert!(!kv.commit_some());
+    assert_eq!(kv.page(150), written);
+    assert!(kv.page(199).iter().all(|&byte| byte == 0));
+}
