@@ -18,8 +18,9 @@ import urllib.request
 import programs
 
 READY_S = 600
-# A server that is ready may still be busy, with taking memory for example: until it rests so long, but no longer than that.
-RESTS_S = 1.0
+# A server that is ready or has answered may still be busy, as with taking memory or waiting in a loop: until it rests so long,
+# but no longer than that.
+RESTS_S = 0.5
 SETTLES_S = 60
 # A long answer, of which nobody reads more than a few words.
 LONG = 2000
@@ -66,7 +67,7 @@ class Server:
             with open(f"/proc/{self.process.pid}/stat") as f:
                 # User and system time, in ticks of 10 ms.
                 ticks = sum(map(int, f.read().rpartition(")")[2].split()[11:13]))
-            if ticks - before <= 2 and before >= 0:
+            if ticks - before <= 1 and before >= 0:
                 return
             before = ticks
             time.sleep(RESTS_S)
