@@ -22,7 +22,8 @@ const LONGER: f64 = 1.4;
 /// Prompts hold streams up for this many of their own steps, or for a good piece, whichever is more: with a small model that
 /// is far less than the budget, and costs hardly anything.
 const OWN_STEPS: f64 = 3.0;
-/// A good piece of a long prompt; of short ones, it has [`FIRST_TOKENS`].
+/// A good piece of a short prompt, and of a long one.
+const SHORT_PIECE: usize = 48;
 const LONG_PIECE: usize = 256;
 /// And where more prompts wait than answers are written: larger pieces take less time in all, and fewer wait for them.
 const CROWD_PIECE: usize = 128;
@@ -107,7 +108,7 @@ impl Pace {
             0 => (ALONE, self.most_tokens),
             _ if longest > LONG_PROMPT => (LONGER, LONG_PIECE),
             _ if prompts > streams => (1.0, CROWD_PIECE),
-            _ => (1.0, FIRST_TOKENS),
+            _ => (1.0, SHORT_PIECE),
         };
         let own_s = self.decode_of(streams).map_or(f64::INFINITY, |step_s| OWN_STEPS * step_s);
         let fits = self.tokens_in(budgets * self.budget_s);
@@ -224,7 +225,7 @@ mod tests {
         for tokens in [64, 128, 256] {
             pace.learn(tokens, 0, 0, took(tokens));
         }
-        assert_eq!(pace.prompt_tokens(1, 1, 128), 63, "fewer than 64 would be no good piece");
+        assert_eq!(pace.prompt_tokens(1, 1, 128), 47, "fewer than 48 would be no good piece");
         assert_eq!(pace.prompt_tokens(2, 3, 128), 126, "more wait than answers are written");
         assert_eq!(pace.prompt_tokens(16, 1, 128), 124 - 16);
         assert_eq!(pace.prompt_tokens(16, 1, 2000), 256 - 16, "a long prompt has larger pieces");
