@@ -17,8 +17,8 @@ const KEPT: f64 = 0.75;
 /// Every step reads the weights, whatever it reads besides, so a long prompt pays for many short steps: beside one of more
 /// tokens than this, a step may take [`LONGER`] budgets.
 const LONG_PROMPT: usize = 512;
-/// With the default budget, 420 ms, which leaves room below half a second for steps that take longer than the ones before.
-const LONGER: f64 = 1.4;
+/// With the default budget, 390 ms, which leaves room below half a second for steps that take longer than the ones before.
+const LONGER: f64 = 1.3;
 /// Prompts hold streams up for this many of their own steps, or for a good piece, whichever is more: with a small model that
 /// is far less than the budget, and costs hardly anything.
 const OWN_STEPS: f64 = 3.0;
