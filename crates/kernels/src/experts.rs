@@ -247,7 +247,7 @@ impl ExpertScratch {
             *place += 1;
         }
         self.begun.clear();
-        self.begun.resize(routes.experts.len() / routes.per_token, false);
+        self.begun.resize(routes.experts.len() / routes.per_token.max(1), false);
         for slot in &mut self.slots {
             slot.begins = !std::mem::replace(&mut self.begun[slot.token], true);
         }

@@ -117,7 +117,8 @@ pub(crate) fn for_each_sum(
     mut each: impl FnMut(&Sums<'_>),
 ) {
     let way = Way::of(instructions, w, tokens.len());
-    let at_once = way.panels_at_once(panels.len(), tokens.len());
+    // Panels that are packed in passing stay in the first cache.
+    let at_once = way.panels_at_once(panels.len(), tokens.len()).min(if w.is_packed() { usize::MAX } else { STREAMS });
     for first_token in tokens.clone().step_by(TOKEN_TILE) {
         let tokens = (tokens.end - first_token).min(TOKEN_TILE);
         for first in panels.clone().step_by(at_once) {

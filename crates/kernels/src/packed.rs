@@ -214,6 +214,11 @@ impl PackedMatrix {
         &self.shape
     }
 
+    /// Whether its panels lie in memory, or are packed each time that they are wanted.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.store.packed.get().is_some()
+    }
+
     /// Calls `work` with the bytes of panels `panels`, one after the other.
     pub(crate) fn with_panels<R>(&self, panels: Range<usize>, work: impl FnOnce(&[u8]) -> R) -> R {
         let bytes = |panels: usize| panels * self.shape.panel_bytes;
