@@ -70,7 +70,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024).map(usize::from))]
     max_running: usize,
     /// Memory for keys and values of all answers and of the prefix cache of a model, MiB [default: four contexts, at most
-    /// 4096, but always one context]
+    /// 4096, but always one context]. What is named here is taken from the system while there is nothing else to do
     #[arg(long, value_name = "MIB")]
     kv_memory: Option<u64>,
     /// Folder for keys and values of prompts that fall out of memory; they are found again after a restart [default: none]

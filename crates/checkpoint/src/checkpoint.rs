@@ -142,9 +142,9 @@ impl Checkpoint {
             let (mapping, tensor) = self.inventory.get(place * tensors / places);
             let at = tensor.bytes.start + tensor.bytes.len() / 2;
             let read = |at: usize| std::hint::black_box(mapping.get(at).copied());
-            let first = read(at);
+            read(at);
             let start = Instant::now();
-            read(at + FURTHER).or(first);
+            read((at + FURTHER).min(mapping.len().saturating_sub(1)));
             start.elapsed() < MOST
         });
         quick.count() * 2 >= places

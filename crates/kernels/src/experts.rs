@@ -291,12 +291,11 @@ impl HiddenTile<'_> {
             let products = [(Matrix::W1, self.expert.w1, &mut *gate), (Matrix::W3, self.expert.w3, &mut *up)];
             for (matrix, w, to) in products {
                 for_each_sum(self.instructions, w, panels.clone(), x, tokens.clone(), |sums| {
-                    let to = SharedSlice::new(&mut *to);
-                    // SAFETY: one thread, one part at a time.
-                    let place = |token: usize| unsafe {
-                        to.part((token - first) * TILE + sums.first_row - first_row, sums.rows)
-                    };
-                    sums.copy(self.instructions, place);
+                    // Tokens come in their order.
+                    let mut to = to.chunks_exact_mut(TILE).skip(sums.tokens.start - first);
+                    sums.copy(self.instructions, |_| {
+                        &mut to.next().expect("there is a row for each token")[sums.first_row - first_row..][..sums.rows]
+                    });
                 });
                 self.changes.add(matrix, self.index, tokens.clone(), first_row, |token, add| {
                     add(1.0, &mut to[(token - first) * TILE..][..rows]);
