@@ -294,7 +294,8 @@ impl HiddenTile<'_> {
                     // Tokens come in their order.
                     let mut to = to.chunks_exact_mut(TILE).skip(sums.tokens.start - first);
                     sums.copy(self.instructions, |_| {
-                        &mut to.next().expect("there is a row for each token")[sums.first_row - first_row..][..sums.rows]
+                        &mut to.next().expect("there is a row for each token")[sums.first_row - first_row..]
+                            [..sums.rows]
                     });
                 });
                 self.changes.add(matrix, self.index, tokens.clone(), first_row, |token, add| {
