@@ -1,6 +1,7 @@
 //! Products by AVX2: eight rows of weights side by side in the 32-bit lanes, four columns in the bytes of a lane.
 //!
-//! Where the machine has VNNI beside, products of quantized weights are left to `avx512_integers.rs` and `amx.rs`.
+//! Many tokens times quantized weights are left to `avx2_quads.rs`, and where the machine has VNNI beside, all products of
+//! quantized weights to `avx512_integers.rs` and `amx.rs`.
 
 use std::arch::x86_64::*;
 
@@ -8,11 +9,10 @@ use octet_checkpoint::ElementType;
 
 use crate::activations::ActivationView;
 use crate::avx2_floats::{self as floats, float_tile};
-use crate::avx2_integers::{Format, integer_tile};
-use crate::avx2_unpacked::{Unpacked, UnpackedTile, unpack};
+use crate::avx2_integers::integer_tile;
 use crate::packed::PackedShape;
 use crate::packed_layout::ROWS;
-use crate::tile_walk::{self, Kernels, Many, TOKENS, TileKernel};
+use crate::tile_walk::{self, Kernels, TOKENS};
 use crate::{avx2_k_formats as k, avx2_small_formats as small};
 
 /// The kernels for 1, 2, 3, 4 and 8 tokens: more of them would cost minutes of compiling, and win little.
@@ -28,37 +28,34 @@ macro_rules! kernels_of_sizes {
     };
 }
 
-/// Kernels of an integer type, with the kind of unpacked tile that has the same constants.
-const fn integers<F: Format, U: Format>() -> Kernels<UnpackedTile> {
-    assert!(F::SIGNED == U::SIGNED && F::FLOAT_SCALES == U::FLOAT_SCALES && F::OFFSET_BITS == U::OFFSET_BITS);
-    assert!(F::SUM_COLUMNS == U::SUM_COLUMNS && F::MINIMUM_COLUMNS == U::MINIMUM_COLUMNS);
-    let few: [TileKernel; 5] = kernels_of_sizes!(integer_tile, F);
-    Kernels { few, many: Some(Many { unpack: unpack::<F>, kernel: integer_tile::<U, 8> }) }
-}
-
-fn kernels(kind: ElementType) -> &'static Kernels<UnpackedTile> {
+fn kernels(kind: ElementType) -> &'static Kernels<()> {
     use ElementType::*;
     macro_rules! integers {
-        ($format:ty, $unpacked:ty) => {
-            const { &integers::<$format, $unpacked>() }
+        ($format:ty) => {
+            const { &Kernels { few: kernels_of_sizes!(integer_tile, $format), many: None } }
+        };
+    }
+    macro_rules! floats {
+        ($format:ty) => {
+            const { &Kernels { few: kernels_of_sizes!(float_tile, $format), many: None } }
         };
     }
     match kind {
-        F32 => const { &Kernels { few: kernels_of_sizes!(float_tile, floats::F32), many: None } },
-        F16 => const { &Kernels { few: kernels_of_sizes!(float_tile, floats::F16), many: None } },
-        BF16 => const { &Kernels { few: kernels_of_sizes!(float_tile, floats::Bf16), many: None } },
-        Q4_0 => integers!(small::Q4_0, Unpacked<false, 32, 3, 0, true>),
-        Q4_1 => integers!(small::Q4_1, Unpacked<false, 32, 0, 32, true>),
-        Q5_0 => integers!(small::Q5_0, Unpacked<false, 32, 4, 0, true>),
-        Q5_1 => integers!(small::Q5_1, Unpacked<false, 32, 4, 32, true>),
-        Q8_0 => integers!(small::Q8_0, Unpacked<true, 32, 0, 0, true>),
-        IQ4_NL => integers!(small::Iq4Nl, Unpacked<true, 32, 0, 0, true>),
-        Q2_K => integers!(k::Q2K, Unpacked<false, 16, 0, 16>),
-        Q3_K => integers!(k::Q3K, Unpacked<false, 16, 2, 0>),
-        Q4_K => integers!(k::Q4K, Unpacked<false, 32, 0, 32>),
-        Q5_K => integers!(k::Q5K, Unpacked<false, 16, 0, 32>),
-        Q6_K => integers!(k::Q6K, Unpacked<false, 16, 5, 0>),
-        IQ4_XS => integers!(small::Iq4Xs, Unpacked<true, 32, 0, 0>),
+        F32 => floats!(floats::F32),
+        F16 => floats!(floats::F16),
+        BF16 => floats!(floats::Bf16),
+        Q4_0 => integers!(small::Q4_0),
+        Q4_1 => integers!(small::Q4_1),
+        Q5_0 => integers!(small::Q5_0),
+        Q5_1 => integers!(small::Q5_1),
+        Q8_0 => integers!(small::Q8_0),
+        IQ4_NL => integers!(small::Iq4Nl),
+        Q2_K => integers!(k::Q2K),
+        Q3_K => integers!(k::Q3K),
+        Q4_K => integers!(k::Q4K),
+        Q5_K => integers!(k::Q5K),
+        Q6_K => integers!(k::Q6K),
+        IQ4_XS => integers!(small::Iq4Xs),
         // They are decoded to floats first.
         IQ3_XXS | IQ3_S | IQ2_XXS | IQ2_XS | IQ2_S => kernels(F32),
     }

@@ -155,8 +155,14 @@ unsafe fn add_products<F: Format, const T: usize>(
         let format = F::new(tile, groups);
         let floats = std::array::from_fn(|t| _mm256_loadu_ps(sums.add(8 * t)));
         let mut s = Sums { ints: [_mm256_setzero_si256(); T], floats };
-        // A loop, not written out: in a longer body the compiler runs out of registers.
-        for index in 0..groups {
+        // Loops, not written out: in longer bodies the compiler runs out of registers, or gathers all requests for memory at
+        // their beginning. Two groups at a time share bytes in some types.
+        let pairs = if F::FLOAT_SCALES || T > 4 { 0 } else { groups / 2 };
+        for pair in 0..pairs {
+            group::<F, T>(&format, 2 * pair, ahead, x, &mut s);
+            group::<F, T>(&format, 2 * pair + 1, ahead, x, &mut s);
+        }
+        for index in 2 * pairs..groups {
             group::<F, T>(&format, index, ahead, x, &mut s);
         }
         finish::<F, T>(&format, groups, x, &s, sums);

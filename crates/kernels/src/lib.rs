@@ -20,9 +20,9 @@ mod avx2_integers;
 #[cfg(target_arch = "x86_64")]
 mod avx2_k_formats;
 #[cfg(target_arch = "x86_64")]
-mod avx2_small_formats;
+mod avx2_quads;
 #[cfg(target_arch = "x86_64")]
-mod avx2_unpacked;
+mod avx2_small_formats;
 #[cfg(target_arch = "x86_64")]
 mod avx512_activations;
 #[cfg(target_arch = "x86_64")]

@@ -144,6 +144,8 @@ enum Way {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
+    Avx2Quads,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Amx,
@@ -158,10 +160,18 @@ impl Way {
         match instructions {
             Instructions::Portable => Way::Portable,
             _ if !crate::lanes_avx2::Avx2::is_available() => Way::Portable,
-            Instructions::Avx2 => Way::Avx2,
-            _ if !crate::avx2::has_vnni() || !crate::avx512_integers::multiplies(kind) => Way::Avx2,
+            Instructions::Avx2 => Way::avx2(kind, tokens),
+            _ if !crate::avx2::has_vnni() || !crate::avx512_integers::multiplies(kind) => Way::avx2(kind, tokens),
             Instructions::Amx if tokens >= amx_from_tokens(kind) && crate::amx::is_available() => Way::Amx,
             _ => Way::Avx512,
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn avx2(kind: ElementType, tokens: usize) -> Way {
+        match crate::avx2_quads::from_tokens(kind) {
+            Some(from) if tokens >= from => Way::Avx2Quads,
+            _ => Way::Avx2,
         }
     }
 
@@ -183,7 +193,7 @@ impl Way {
     fn panels_at_once(self, panels: usize, tokens: usize) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Way::Amx | Way::Avx512 => panels.max(1),
+            Way::Amx | Way::Avx512 | Way::Avx2Quads => panels.max(1),
             _ if tokens <= FEW_TOKENS => STREAMS,
             _ => 1,
         }
@@ -215,7 +225,7 @@ impl Way {
         let n_tokens = tokens.len();
         match self {
             #[cfg(target_arch = "x86_64")]
-            Way::Amx | Way::Avx512 if shape.tiles > 0 => {
+            Way::Amx | Way::Avx512 | Way::Avx2Quads if shape.tiles > 0 => {
                 const { assert!(crate::quads::PANELS == STREAMS) };
                 SUMS.with_borrow_mut(|sums| {
                     // What they hold from the last time is written over.
@@ -226,6 +236,7 @@ impl Way {
                     unsafe {
                         match self {
                             Way::Amx => crate::amx::panels(shape, bytes, x, tokens.clone(), sums),
+                            Way::Avx2Quads => crate::avx2_quads::panels(shape, bytes, x, tokens.clone(), sums),
                             _ => crate::avx512_integers::panels(shape, bytes, x, tokens.clone(), sums),
                         }
                     }

@@ -1,4 +1,4 @@
-//! What VNNI and AMX share: four panels (32 rows, a quad) at a time times some tokens, tile by tile.
+//! What AVX2 (many tokens), VNNI and AMX share: four panels (32 rows, a quad) at a time times some tokens, tile by tile.
 //!
 //! With many tokens, the same columns of other quads come next: the tokens' activations are then read from the second cache, and
 //! from further away only once for all rows. Fewer stay in the second cache anyway, and panels that are read through one after

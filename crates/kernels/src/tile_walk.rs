@@ -5,7 +5,8 @@
 //!
 //! - Few tokens: the tiles of four panels are taken in turn, so that a core reads four streams, and the next tile of each is
 //!   prefetched. The codes are unpacked in registers.
-//! - Many tokens: a tile is unpacked once into 8-bit codes in the first cache, and multiplied by all tokens.
+//! - Many tokens (NEON; AVX2 has `avx2_quads.rs` for them): a tile is unpacked once into 8-bit codes in the first cache, and
+//!   multiplied by all tokens.
 //!
 //! Both ways compute the same integers and do the same float operations, so they give the same bits.
 
@@ -54,10 +55,11 @@ pub(crate) type TileKernel = unsafe fn(&TileWork);
 /// The machine must have the kernel's instructions; the tile must be there.
 pub(crate) type UnpackKernel<U> = unsafe fn(tile: *const u8, cols: usize, ahead: usize, out: &mut MaybeUninit<U>);
 
-/// The kernels of a type, which unpack its tiles into `U`.
+/// The kernels of a type, which unpack its tiles into `U` where they do.
 pub(crate) struct Kernels<U> {
     /// For 1, 2, 3, 4 and 8 tokens.
     pub(crate) few: [TileKernel; 5],
+    /// Of types with integer codes.
     pub(crate) many: Option<Many<U>>,
 }
 
@@ -143,10 +145,10 @@ impl<U> Walk<'_, U> {
                 }
             }
             // SAFETY: the caller's promise.
-            Some(_) => unsafe { self.groups(tile, work, false) },
+            _ if !portable::is_multiplied_as_floats(shape.kind) => unsafe { self.groups(tile, work, false) },
             // SAFETY: the caller's promise.
-            None if is_float => unsafe { self.groups(tile, work, true) },
-            None => {
+            _ if is_float => unsafe { self.groups(tile, work, true) },
+            _ => {
                 let mut floats = [[0.0; ROWS]; TILE];
                 for panel in 0..panels {
                     portable::decode_tile(shape.kind, &bytes[panel * shape.panel_bytes..], &mut floats[..cols]);

@@ -1,0 +1,327 @@
+//! Unsigned codes: two tokens times a quad.
+//!
+//! That makes eight sums in 16 bits: they, the four codes of a step and its products fill the sixteen registers. Of the four
+//! pipes that Zen 3 has for vectors two multiply; a step of 256 products keeps those busy for four cycles, and needs six loads.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use super::{Ints, Sums, UnpackedQuad, finish, word};
+use crate::activations::{WORDS, section};
+use crate::avx2_integers::Format;
+use crate::quads::PANELS;
+
+/// Tokens of a step.
+pub(super) const TOKENS: usize = 2;
+
+/// Four columns of 32 rows times two tokens: `{s..}` += products of the codes at `{codes}` and the words at `{x}`.
+macro_rules! unsigned_step {
+    ($vector:literal) => {
+        concat!(
+            "vmovdqa {q0}, [{codes} + 128*",
+            $vector,
+            "]\n",
+            "vmovdqa {q1}, [{codes} + 128*",
+            $vector,
+            " + 32]\n",
+            "vpbroadcastd {b}, dword ptr [{x} + 4*",
+            $vector,
+            "]\n",
+            "vpmaddubsw {m0}, {q0}, {b}\n",
+            "vpmaddubsw {m1}, {q1}, {b}\n",
+            "vmovdqa {q2}, [{codes} + 128*",
+            $vector,
+            " + 64]\n",
+            "vmovdqa {q3}, [{codes} + 128*",
+            $vector,
+            " + 96]\n",
+            "vpaddw {s00}, {s00}, {m0}\n",
+            "vpmaddubsw {m2}, {q2}, {b}\n",
+            "vpaddw {s01}, {s01}, {m1}\n",
+            "vpmaddubsw {m0}, {q3}, {b}\n",
+            "vpbroadcastd {b}, dword ptr [{x} + 4*",
+            $vector,
+            " + {token}]\n",
+            "vpaddw {s02}, {s02}, {m2}\n",
+            "vpmaddubsw {m1}, {q0}, {b}\n",
+            "vpaddw {s03}, {s03}, {m0}\n",
+            "vpmaddubsw {m2}, {q1}, {b}\n",
+            "vpaddw {s10}, {s10}, {m1}\n",
+            "vpmaddubsw {m0}, {q2}, {b}\n",
+            "vpaddw {s11}, {s11}, {m2}\n",
+            "vpmaddubsw {m1}, {q3}, {b}\n",
+            "vpaddw {s12}, {s12}, {m0}\n",
+            "vpaddw {s13}, {s13}, {m1}\n",
+        )
+    };
+}
+
+/// `assembly` of the given lines on the sums of two tokens and four panels, `$s`.
+macro_rules! on_sums {
+    ($s:ident, $($line:expr,)+ ; $($operands:tt)+) => {
+        asm!(
+            $($line,)+
+            s00 = inout(ymm_reg) $s[0][0], s01 = inout(ymm_reg) $s[0][1], s02 = inout(ymm_reg) $s[0][2], s03 = inout(ymm_reg) $s[0][3],
+            s10 = inout(ymm_reg) $s[1][0], s11 = inout(ymm_reg) $s[1][1], s12 = inout(ymm_reg) $s[1][2], s13 = inout(ymm_reg) $s[1][3],
+            $($operands)+
+        )
+    };
+}
+
+/// A sum in 16 bits times its scale, added to the sum in memory.
+macro_rules! scaled_sum {
+    ($token:literal, $panel:literal) => {
+        concat!(
+            "vpmaddwd {s",
+            $token,
+            $panel,
+            "}, {s",
+            $token,
+            $panel,
+            "}, [{scales} + 32*",
+            $panel,
+            "]\n",
+            "vpaddd {s",
+            $token,
+            $panel,
+            "}, {s",
+            $token,
+            $panel,
+            "}, [{ints} + 128*",
+            $token,
+            " + 32*",
+            $panel,
+            "]\n",
+            "vmovdqa [{ints} + 128*",
+            $token,
+            " + 32*",
+            $panel,
+            "], {s",
+            $token,
+            $panel,
+            "}\n",
+        )
+    };
+}
+
+/// A sum in 16 bits times two float scales, added to the float in memory; the activations' scale is in `{b}`.
+macro_rules! float_sum {
+    ($token:literal, $panel:literal) => {
+        concat!(
+            "vpmaddwd {s",
+            $token,
+            $panel,
+            "}, {s",
+            $token,
+            $panel,
+            "}, {ones}\n",
+            "vmulps {m}, {b}, [{d} + 32*",
+            $panel,
+            "]\n",
+            "vcvtdq2ps {s",
+            $token,
+            $panel,
+            "}, {s",
+            $token,
+            $panel,
+            "}\n",
+            "vfmadd213ps {s",
+            $token,
+            $panel,
+            "}, {m}, [{sums",
+            $token,
+            "} + 32*",
+            $panel,
+            "]\n",
+            "vmovups [{sums",
+            $token,
+            "} + 32*",
+            $panel,
+            "], {s",
+            $token,
+            $panel,
+            "}\n",
+        )
+    };
+}
+
+/// The same for types with minimums: the activations' sum is in `{c}`.
+macro_rules! float_sum_and_minimum {
+    ($token:literal, $panel:literal) => {
+        concat!(
+            "vpmaddwd {s",
+            $token,
+            $panel,
+            "}, {s",
+            $token,
+            $panel,
+            "}, {ones}\n",
+            "vmulps {m}, {b}, [{d} + 32*",
+            $panel,
+            "]\n",
+            "vcvtdq2ps {s",
+            $token,
+            $panel,
+            "}, {s",
+            $token,
+            $panel,
+            "}\n",
+            "vfmadd213ps {s",
+            $token,
+            $panel,
+            "}, {m}, [{sums",
+            $token,
+            "} + 32*",
+            $panel,
+            "]\n",
+            "vfmadd231ps {s",
+            $token,
+            $panel,
+            "}, {c}, [{dmin} + 32*",
+            $panel,
+            "]\n",
+            "vmovups [{sums",
+            $token,
+            "} + 32*",
+            $panel,
+            "], {s",
+            $token,
+            $panel,
+            "}\n",
+        )
+    };
+}
+
+/// Two tokens times a quad of unsigned codes.
+///
+/// # Safety
+/// As for [`multiply`](super::multiply); `quad` must hold what `F` uses, and `sums` point to the sums of two tokens.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn multiply<F: Format>(quad: &UnpackedQuad, groups: usize, x: *const u32, sums: [*mut f32; TOKENS]) {
+    let mut ints = Sums::<PANELS, TOKENS>::zero();
+    let codes = quad.codes.as_ptr();
+    // SAFETY: the caller's promise; the assembly reads and writes what it points to, and nothing else.
+    unsafe {
+        for group in 0..groups {
+            let mut s = start::<F>(
+                x,
+                if F::SUM_COLUMNS == 16 { section::OFFSET_16 + 2 * group } else { section::OFFSET_32 + group },
+            );
+            four_vectors(codes.add(8 * group), x.add(8 * group), &mut s);
+            if F::SUM_COLUMNS == 16 {
+                add_scaled(&mut s, quad.scales[2 * group].as_ptr(), &mut ints);
+                s = start::<F>(x, section::OFFSET_16 + 2 * group + 1);
+            }
+            four_vectors(codes.add(8 * group + 4), x.add(8 * group + 4), &mut s);
+            if F::FLOAT_SCALES {
+                add_floats::<F>(quad, group, x, &mut s, sums);
+            } else {
+                add_scaled(&mut s, quad.scales[2 * group + 1].as_ptr(), &mut ints);
+            }
+        }
+        if !F::FLOAT_SCALES {
+            for (token, sums) in sums.into_iter().enumerate() {
+                finish::<F, PANELS>(quad, groups, x.add(token * WORDS), &ints.0[token], 0, sums);
+            }
+        }
+    }
+}
+
+type ShortSums = [[Ints; PANELS]; TOKENS];
+
+/// Where sums in 16 bits start: `-offset Σx`, of which word `minus_sum` holds `-Σx`.
+///
+/// # Safety
+/// The activations must be there, and the machine have AVX2.
+#[inline(always)]
+unsafe fn start<F: Format>(x: *const u32, minus_sum: usize) -> ShortSums {
+    // SAFETY: the caller's promise.
+    let mut s = [[unsafe { _mm256_setzero_si256() }; PANELS]; TOKENS];
+    if F::OFFSET_BITS > 0 {
+        for (token, s) in s.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *s = [unsafe { _mm256_sll_epi16(word(x, minus_sum, token), _mm_cvtsi32_si128(F::OFFSET_BITS)) }; PANELS];
+        }
+    }
+    s
+}
+
+/// Adds the products of 16 columns.
+///
+/// # Safety
+/// Codes and activations must be there, and the machine have AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn four_vectors(codes: *const [MaybeUninit<Ints>; PANELS], x: *const u32, s: &mut ShortSums) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        on_sums!(s, unsigned_step!(0), unsigned_step!(1), unsigned_step!(2), unsigned_step!(3),;
+            codes = in(reg) codes, x = in(reg) x, token = const WORDS * 4,
+            q0 = out(ymm_reg) _, q1 = out(ymm_reg) _, q2 = out(ymm_reg) _, q3 = out(ymm_reg) _,
+            b = out(ymm_reg) _, m0 = out(ymm_reg) _, m1 = out(ymm_reg) _, m2 = out(ymm_reg) _,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+}
+
+/// Adds sums times the four scales to `ints`.
+///
+/// # Safety
+/// The scales must be there, and the machine have AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add_scaled(s: &mut ShortSums, scales: *const MaybeUninit<Ints>, ints: &mut Sums<PANELS, TOKENS>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        on_sums!(s,
+            scaled_sum!(0, 0), scaled_sum!(0, 1), scaled_sum!(0, 2), scaled_sum!(0, 3),
+            scaled_sum!(1, 0), scaled_sum!(1, 1), scaled_sum!(1, 2), scaled_sum!(1, 3),;
+            scales = in(reg) scales, ints = in(reg) ints,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// Adds sums times the float scales of a group to `sums`.
+///
+/// # Safety
+/// As for [`multiply`].
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn add_floats<F: Format>(
+    quad: &UnpackedQuad,
+    group: usize,
+    x: *const u32,
+    s: &mut ShortSums,
+    sums: [*mut f32; TOKENS],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (scales, group_sums) = (x.add(section::GROUP_SCALES + group), x.add(section::GROUP_SUMS + group));
+        let d = quad.d[group].as_ptr();
+        if F::MINIMUM_COLUMNS > 0 {
+            on_sums!(s,
+                "vbroadcastss {b}, dword ptr [{scale}]", "vbroadcastss {c}, dword ptr [{sum}]",
+                float_sum_and_minimum!(0, 0), float_sum_and_minimum!(0, 1), float_sum_and_minimum!(0, 2), float_sum_and_minimum!(0, 3),
+                "vbroadcastss {b}, dword ptr [{scale} + {token}]", "vbroadcastss {c}, dword ptr [{sum} + {token}]",
+                float_sum_and_minimum!(1, 0), float_sum_and_minimum!(1, 1), float_sum_and_minimum!(1, 2), float_sum_and_minimum!(1, 3),;
+                scale = in(reg) scales, sum = in(reg) group_sums, token = const WORDS * 4, d = in(reg) d, dmin = in(reg) quad.dmin[group].as_ptr(),
+                sums0 = in(reg) sums[0], sums1 = in(reg) sums[1], ones = in(ymm_reg) _mm256_set1_epi16(1),
+                b = out(ymm_reg) _, c = out(ymm_reg) _, m = out(ymm_reg) _,
+                options(nostack, preserves_flags)
+            );
+        } else {
+            on_sums!(s,
+                "vbroadcastss {b}, dword ptr [{scale}]",
+                float_sum!(0, 0), float_sum!(0, 1), float_sum!(0, 2), float_sum!(0, 3),
+                "vbroadcastss {b}, dword ptr [{scale} + {token}]",
+                float_sum!(1, 0), float_sum!(1, 1), float_sum!(1, 2), float_sum!(1, 3),;
+                scale = in(reg) scales, token = const WORDS * 4, d = in(reg) d,
+                sums0 = in(reg) sums[0], sums1 = in(reg) sums[1], ones = in(ymm_reg) _mm256_set1_epi16(1),
+                b = out(ymm_reg) _, m = out(ymm_reg) _,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+}
