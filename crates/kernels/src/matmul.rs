@@ -243,9 +243,16 @@ impl Way {
                     give(rows, tokens, sums, each);
                 });
             }
+            // No more than are needed: beside a small matrix the zeros of all are work.
+            _ if n_tokens <= FEW_TOKENS => {
+                let mut sums = [[0.0; ROWS]; STREAMS * FEW_TOKENS];
+                let sums = &mut sums[..rows.len().div_ceil(ROWS) * n_tokens];
+                self.panel_sums(shape, bytes, x, tokens.start, sums);
+                give(rows, tokens, sums, each);
+            }
             _ => {
                 let mut sums = [[0.0; ROWS]; TOKEN_TILE];
-                let sums = &mut sums[..rows.len().div_ceil(ROWS) * n_tokens];
+                let sums = &mut sums[..n_tokens];
                 self.panel_sums(shape, bytes, x, tokens.start, sums);
                 give(rows, tokens, sums, each);
             }
