@@ -29,6 +29,8 @@ thread_local! {
 
 /// Up to this many tokens a kernel is bound by memory, and takes several panels at once.
 const FEW_TOKENS: usize = 8;
+/// Their sums of those panels.
+const FEW_SUMS: usize = STREAMS * FEW_TOKENS;
 
 /// `y [x.rows, w.rows] = x Wᵀ`: every row of `y` is `W` times a row of `x`.
 pub struct Product<'a> {
@@ -243,20 +245,28 @@ impl Way {
                     give(rows, tokens, sums, each);
                 });
             }
-            // No more than are needed: beside a small matrix the zeros of all are work.
-            _ if n_tokens <= FEW_TOKENS => {
-                let mut sums = [[0.0; ROWS]; STREAMS * FEW_TOKENS];
-                let sums = &mut sums[..rows.len().div_ceil(ROWS) * n_tokens];
-                self.panel_sums(shape, bytes, x, tokens.start, sums);
-                give(rows, tokens, sums, each);
+            // As few zeros as will do: beside a small matrix they are work.
+            _ if rows.len().div_ceil(ROWS) * n_tokens <= FEW_SUMS => {
+                self.give_panel_sums::<FEW_SUMS>(shape, bytes, rows, x, tokens, each);
             }
-            _ => {
-                let mut sums = [[0.0; ROWS]; TOKEN_TILE];
-                let sums = &mut sums[..n_tokens];
-                self.panel_sums(shape, bytes, x, tokens.start, sums);
-                give(rows, tokens, sums, each);
-            }
+            _ => self.give_panel_sums::<TOKEN_TILE>(shape, bytes, rows, x, tokens, each),
         }
+    }
+
+    /// The same where sums are taken by panels: at most `N` of them.
+    fn give_panel_sums<const N: usize>(
+        self,
+        shape: &PackedShape,
+        bytes: &[u8],
+        rows: Range<usize>,
+        x: &ActivationView<'_>,
+        tokens: Range<usize>,
+        each: &mut impl FnMut(&Sums<'_>),
+    ) {
+        let mut sums = [[0.0; ROWS]; N];
+        let sums = &mut sums[..rows.len().div_ceil(ROWS) * tokens.len()];
+        self.panel_sums(shape, bytes, x, tokens.start, sums);
+        give(rows, tokens, sums, each);
     }
 
     /// `sums [panel][token][row]` = the panels in `bytes` times tokens of `x` from `first` on.
