@@ -116,19 +116,25 @@ unsafe fn tiles<F: Format, const T: usize>(work: &TileWork) {
 
 /// The words of a tile of activations of `T` tokens.
 #[derive(Clone, Copy)]
-struct Tokens<const T: usize>(*const u32);
+pub(crate) struct Tokens<const T: usize>(pub(crate) *const u32);
 
 impl<const T: usize> Tokens<T> {
     /// Word `word` of token `token` in all lanes.
+    ///
+    /// # Safety
+    /// The tile must be there, and the machine have AVX2.
     #[inline(always)]
-    unsafe fn word(self, word: usize, token: usize) -> __m256i {
+    pub(crate) unsafe fn word(self, word: usize, token: usize) -> __m256i {
         // SAFETY: the tile has the word.
         unsafe { _mm256_set1_epi32(self.0.add(token * WORDS + word).cast::<i32>().read()) }
     }
 
     /// The same as a float: a scale, or a sum.
+    ///
+    /// # Safety
+    /// As for `word`.
     #[inline(always)]
-    unsafe fn float(self, word: usize, token: usize) -> __m256 {
+    pub(crate) unsafe fn float(self, word: usize, token: usize) -> __m256 {
         // SAFETY: the tile has the word.
         unsafe { _mm256_castsi256_ps(self.word(word, token)) }
     }
@@ -205,8 +211,11 @@ unsafe fn group<F: Format, const T: usize>(
 }
 
 /// Where sums in 16 bits start: `-offset Σx`, of which word `minus_sum` holds `-Σx`.
+///
+/// # Safety
+/// The activations must be there, and the machine have AVX2.
 #[inline(always)]
-unsafe fn start<F: Format, const T: usize>(minus_sum: usize, x: Tokens<T>) -> [__m256i; T] {
+pub(crate) unsafe fn start<F: Format, const T: usize>(minus_sum: usize, x: Tokens<T>) -> [__m256i; T] {
     // SAFETY: the caller's promise, see `integer_tile`.
     std::array::from_fn(|t| unsafe {
         match F::OFFSET_BITS {

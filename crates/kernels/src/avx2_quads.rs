@@ -12,9 +12,9 @@ use std::ops::Range;
 
 use octet_checkpoint::ElementType;
 
-use crate::activations::{ActivationView, WORDS, section};
+use crate::activations::{ActivationView, section};
 use crate::avx2::prefetch;
-use crate::avx2_integers::{Format, minimum_pairs};
+use crate::avx2_integers::{Format, Tokens, minimum_pairs};
 use crate::packed::PackedShape;
 use crate::packed_layout::{GROUP, ROWS, TILE, lines_of_group};
 use crate::quads::{PANELS, QuadSums, QuadWork, for_each_tile, of_format};
@@ -152,16 +152,6 @@ impl<const P: usize, const T: usize> Sums<P, T> {
     }
 }
 
-/// Word `word` of token `token` in all lanes.
-///
-/// # Safety
-/// The activations must be there, and the machine have AVX2.
-#[inline(always)]
-unsafe fn word(x: *const u32, word: usize, token: usize) -> Ints {
-    // SAFETY: the caller's promise.
-    unsafe { _mm256_set1_epi32(x.add(token * WORDS + word).cast::<i32>().read()) }
-}
-
 /// The float end of a tile with integer scales: of one token and `P` panels from `first_panel` on.
 ///
 /// # Safety
@@ -170,7 +160,7 @@ unsafe fn word(x: *const u32, word: usize, token: usize) -> Ints {
 unsafe fn finish<F: Format, const P: usize>(
     quad: &UnpackedQuad,
     groups: usize,
-    x: *const u32,
+    x: Tokens<1>,
     ints: &[Ints; P],
     first_panel: usize,
     sums: *mut f32,
@@ -181,14 +171,14 @@ unsafe fn finish<F: Format, const P: usize>(
         if F::MINIMUM_COLUMNS > 0 {
             let first_word = if F::MINIMUM_COLUMNS == 16 { section::SUMS_16 } else { section::SUMS_32 };
             for pair in 0..minimum_pairs::<F>(groups) {
-                let x_sums = word(x, first_word + pair, 0);
+                let x_sums = x.word(first_word + pair, 0);
                 for (p, sum) in minimums.iter_mut().enumerate() {
                     let minimum = quad.minimums[pair][first_panel + p].assume_init();
                     *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(minimum, x_sums));
                 }
             }
         }
-        let x_scale = _mm256_castsi256_ps(word(x, section::SCALE, 0));
+        let x_scale = x.float(section::SCALE, 0);
         for p in 0..P {
             let (panel, at) = (first_panel + p, sums.add(ROWS * (first_panel + p)));
             let d = _mm256_mul_ps(quad.d[0][panel].assume_init(), x_scale);

@@ -5,9 +5,9 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{Ints, Sums, UnpackedQuad, finish, word};
+use super::{Ints, Sums, UnpackedQuad, finish};
 use crate::activations::{WORDS, section};
-use crate::avx2_integers::Format;
+use crate::avx2_integers::{Format, Tokens};
 use crate::packed_layout::ROWS;
 
 /// Tokens of a step.
@@ -99,7 +99,7 @@ pub(super) unsafe fn multiply<F: Format>(
             );
             if F::FLOAT_SCALES {
                 for (token, i) in i.iter_mut().enumerate() {
-                    let x_scale = _mm256_castsi256_ps(word(x, section::GROUP_SCALES + group, token));
+                    let x_scale = Tokens::<TOKENS>(x).float(section::GROUP_SCALES + group, token);
                     for (p, i) in i.iter_mut().enumerate() {
                         let at = sums[token].add(ROWS * (panel + p));
                         let scale = _mm256_mul_ps(quad.d[group][panel + p].assume_init(), x_scale);
@@ -111,7 +111,7 @@ pub(super) unsafe fn multiply<F: Format>(
         }
         if !F::FLOAT_SCALES {
             for (token, sums) in sums.into_iter().enumerate() {
-                finish::<F, PANELS_AT_ONCE>(quad, groups, x.add(token * WORDS), &ints.0[token], panel, sums);
+                finish::<F, PANELS_AT_ONCE>(quad, groups, Tokens(x.add(token * WORDS)), &ints.0[token], panel, sums);
             }
         }
     }

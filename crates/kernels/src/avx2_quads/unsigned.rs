@@ -7,9 +7,9 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::{Ints, Sums, UnpackedQuad, finish, word};
+use super::{Ints, Sums, UnpackedQuad, finish};
 use crate::activations::{WORDS, section};
-use crate::avx2_integers::Format;
+use crate::avx2_integers::{Format, Tokens, start};
 use crate::quads::PANELS;
 
 /// Tokens of a step.
@@ -105,7 +105,7 @@ macro_rules! scaled_sum {
     };
 }
 
-/// A sum in 16 bits times two float scales, added to the float in memory; the activations' scale is in `{b}`.
+/// A sum in 16 bits times two float scales and, added to it, the float in memory; the activations' scale is in `{b}`.
 macro_rules! float_sum {
     ($token:literal, $panel:literal) => {
         concat!(
@@ -134,62 +134,28 @@ macro_rules! float_sum {
             "} + 32*",
             $panel,
             "]\n",
-            "vmovups [{sums",
-            $token,
-            "} + 32*",
-            $panel,
-            "], {s",
-            $token,
-            $panel,
-            "}\n",
         )
     };
 }
 
-/// The same for types with minimums: the activations' sum is in `{c}`.
-macro_rules! float_sum_and_minimum {
+/// Adds a minimum times the activations' sum, which is in `{c}`.
+macro_rules! add_minimum {
     ($token:literal, $panel:literal) => {
-        concat!(
-            "vpmaddwd {s",
-            $token,
-            $panel,
-            "}, {s",
-            $token,
-            $panel,
-            "}, {ones}\n",
-            "vmulps {m}, {b}, [{d} + 32*",
-            $panel,
-            "]\n",
-            "vcvtdq2ps {s",
-            $token,
-            $panel,
-            "}, {s",
-            $token,
-            $panel,
-            "}\n",
-            "vfmadd213ps {s",
-            $token,
-            $panel,
-            "}, {m}, [{sums",
-            $token,
-            "} + 32*",
-            $panel,
-            "]\n",
-            "vfmadd231ps {s",
-            $token,
-            $panel,
-            "}, {c}, [{dmin} + 32*",
-            $panel,
-            "]\n",
-            "vmovups [{sums",
-            $token,
-            "} + 32*",
-            $panel,
-            "], {s",
-            $token,
-            $panel,
-            "}\n",
-        )
+        concat!("vfmadd231ps {s", $token, $panel, "}, {c}, [{dmin} + 32*", $panel, "]\n")
+    };
+}
+
+/// Puts the float to memory.
+macro_rules! put_float {
+    ($token:literal, $panel:literal) => {
+        concat!("vmovups [{sums", $token, "} + 32*", $panel, "], {s", $token, $panel, "}\n")
+    };
+}
+
+/// A line for each panel.
+macro_rules! each_panel {
+    ($line:ident, $token:literal) => {
+        concat!($line!($token, 0), $line!($token, 1), $line!($token, 2), $line!($token, 3))
     };
 }
 
@@ -204,14 +170,14 @@ pub(super) unsafe fn multiply<F: Format>(quad: &UnpackedQuad, groups: usize, x: 
     // SAFETY: the caller's promise; the assembly reads and writes what it points to, and nothing else.
     unsafe {
         for group in 0..groups {
-            let mut s = start::<F>(
+            let mut s = begun::<F>(
                 x,
                 if F::SUM_COLUMNS == 16 { section::OFFSET_16 + 2 * group } else { section::OFFSET_32 + group },
             );
             four_vectors(codes.add(8 * group), x.add(8 * group), &mut s);
             if F::SUM_COLUMNS == 16 {
                 add_scaled(&mut s, quad.scales[2 * group].as_ptr(), &mut ints);
-                s = start::<F>(x, section::OFFSET_16 + 2 * group + 1);
+                s = begun::<F>(x, section::OFFSET_16 + 2 * group + 1);
             }
             four_vectors(codes.add(8 * group + 4), x.add(8 * group + 4), &mut s);
             if F::FLOAT_SCALES {
@@ -222,7 +188,7 @@ pub(super) unsafe fn multiply<F: Format>(quad: &UnpackedQuad, groups: usize, x: 
         }
         if !F::FLOAT_SCALES {
             for (token, sums) in sums.into_iter().enumerate() {
-                finish::<F, PANELS>(quad, groups, x.add(token * WORDS), &ints.0[token], 0, sums);
+                finish::<F, PANELS>(quad, groups, Tokens(x.add(token * WORDS)), &ints.0[token], 0, sums);
             }
         }
     }
@@ -230,21 +196,15 @@ pub(super) unsafe fn multiply<F: Format>(quad: &UnpackedQuad, groups: usize, x: 
 
 type ShortSums = [[Ints; PANELS]; TOKENS];
 
-/// Where sums in 16 bits start: `-offset Σx`, of which word `minus_sum` holds `-Σx`.
+/// Where sums in 16 bits start, see [`start`].
 ///
 /// # Safety
 /// The activations must be there, and the machine have AVX2.
 #[inline(always)]
-unsafe fn start<F: Format>(x: *const u32, minus_sum: usize) -> ShortSums {
+unsafe fn begun<F: Format>(x: *const u32, minus_sum: usize) -> ShortSums {
     // SAFETY: the caller's promise.
-    let mut s = [[unsafe { _mm256_setzero_si256() }; PANELS]; TOKENS];
-    if F::OFFSET_BITS > 0 {
-        for (token, s) in s.iter_mut().enumerate() {
-            // SAFETY: the caller's promise.
-            *s = [unsafe { _mm256_sll_epi16(word(x, minus_sum, token), _mm_cvtsi32_si128(F::OFFSET_BITS)) }; PANELS];
-        }
-    }
-    s
+    let [one, other] = unsafe { start::<F, TOKENS>(minus_sum, Tokens(x)) };
+    [[one; PANELS], [other; PANELS]]
 }
 
 /// Adds the products of 16 columns.
@@ -275,8 +235,8 @@ unsafe fn add_scaled(s: &mut ShortSums, scales: *const MaybeUninit<Ints>, ints: 
     // SAFETY: the caller's promise.
     unsafe {
         on_sums!(s,
-            scaled_sum!(0, 0), scaled_sum!(0, 1), scaled_sum!(0, 2), scaled_sum!(0, 3),
-            scaled_sum!(1, 0), scaled_sum!(1, 1), scaled_sum!(1, 2), scaled_sum!(1, 3),;
+            each_panel!(scaled_sum, 0),
+            each_panel!(scaled_sum, 1),;
             scales = in(reg) scales, ints = in(reg) ints,
             options(nostack, preserves_flags)
         );
@@ -303,9 +263,9 @@ unsafe fn add_floats<F: Format>(
         if F::MINIMUM_COLUMNS > 0 {
             on_sums!(s,
                 "vbroadcastss {b}, dword ptr [{scale}]", "vbroadcastss {c}, dword ptr [{sum}]",
-                float_sum_and_minimum!(0, 0), float_sum_and_minimum!(0, 1), float_sum_and_minimum!(0, 2), float_sum_and_minimum!(0, 3),
+                each_panel!(float_sum, 0), each_panel!(add_minimum, 0), each_panel!(put_float, 0),
                 "vbroadcastss {b}, dword ptr [{scale} + {token}]", "vbroadcastss {c}, dword ptr [{sum} + {token}]",
-                float_sum_and_minimum!(1, 0), float_sum_and_minimum!(1, 1), float_sum_and_minimum!(1, 2), float_sum_and_minimum!(1, 3),;
+                each_panel!(float_sum, 1), each_panel!(add_minimum, 1), each_panel!(put_float, 1),;
                 scale = in(reg) scales, sum = in(reg) group_sums, token = const WORDS * 4, d = in(reg) d, dmin = in(reg) quad.dmin[group].as_ptr(),
                 sums0 = in(reg) sums[0], sums1 = in(reg) sums[1], ones = in(ymm_reg) _mm256_set1_epi16(1),
                 b = out(ymm_reg) _, c = out(ymm_reg) _, m = out(ymm_reg) _,
@@ -314,9 +274,9 @@ unsafe fn add_floats<F: Format>(
         } else {
             on_sums!(s,
                 "vbroadcastss {b}, dword ptr [{scale}]",
-                float_sum!(0, 0), float_sum!(0, 1), float_sum!(0, 2), float_sum!(0, 3),
+                each_panel!(float_sum, 0), each_panel!(put_float, 0),
                 "vbroadcastss {b}, dword ptr [{scale} + {token}]",
-                float_sum!(1, 0), float_sum!(1, 1), float_sum!(1, 2), float_sum!(1, 3),;
+                each_panel!(float_sum, 1), each_panel!(put_float, 1),;
                 scale = in(reg) scales, token = const WORDS * 4, d = in(reg) d,
                 sums0 = in(reg) sums[0], sums1 = in(reg) sums[1], ones = in(ymm_reg) _mm256_set1_epi16(1),
                 b = out(ymm_reg) _, m = out(ymm_reg) _,
