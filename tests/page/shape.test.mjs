@@ -73,8 +73,10 @@ test('whatever a model writes is only shown: no script, no style, no picture, no
     '```html\n<script>window.hurt = 1</script>\n```',
   ];
   const id = plant(conversation('<img src=x onerror=window.hurt=1>', [{ role: 'user', content: hostile[0] }, { role: 'assistant', content: hostile.join('\n\n') }]));
-  // That the policy was at work is what is wanted.
-  const page = await visit(t, `/#/chat/${id}`, { expected: [/Applying inline style violates/] });
+  // That the policy was at work is what is wanted. Chromium tells of styles, and newer ones (156) of handlers too, wherever they are
+  // parsed, also in the document without a window in which the text is cleaned.
+  const handler = /^Executing inline event handler violates .* 'script-src 'self''.* The action has been blocked\.$/;
+  const page = await visit(t, `/#/chat/${id}`, { expected: [/Applying inline style violates/, handler] });
   await lastAnswer(page).locator('.hljs-tag').first().waitFor();
   await lastAnswer(page).locator('math').first().waitFor();
   assert.equal(await page.evaluate(() => window.hurt), undefined);
@@ -211,7 +213,7 @@ async function smoothness(page, work) {
 }
 
 /** A way to the server on which the events of one answer come a few at a time, as from a fast model. */
-async function paced(t, id, events, everyMs) {
+async function paced(id, events, everyMs) {
   const way = createServer(async (request, response) => {
     const { method, headers } = request;
     const body = method === 'GET' ? null : Buffer.concat(await request.toArray());
@@ -228,8 +230,7 @@ async function paced(t, id, events, everyMs) {
     response.end();
   });
   await new Promise((resolve) => way.listen(0, '127.0.0.1', resolve));
-  t.after(() => (way.closeAllConnections(), way.close()));
-  return `http://127.0.0.1:${way.address().port}`;
+  return { base: `http://127.0.0.1:${way.address().port}`, close: () => (way.closeAllConnections(), way.close()) };
 }
 
 test('5,000 tokens, 500 messages and 500 conversations stay smooth', async (t) => {
@@ -243,8 +244,10 @@ test('5,000 tokens, 500 messages and 500 conversations stay smooth', async (t) =
   const many = plant(conversation('Many messages', Array.from({ length: 500 }, (_, i) => ({ role: i % 2 ? 'assistant' : 'user', content: i % 2 ? `${TALK[1].content}\n\nNumber ${i}` : `Question ${i}` }))));
   for (let i = 0; i < 500; i++) plant(conversation(`Conversation ${i}`, [{ role: 'user', content: `About ${i}` }]), `many-${i}`);
 
-  const base = await paced(t, answer, 8, 10);
+  const { base, close } = await paced(answer, 8, 10);
   const page = await visit(t, '/', { base });
+  // Behind the page, which asks it again and again.
+  t.after(close);
   await page.locator('nav').getByRole('link', { name: 'Conversation 499' }).waitFor();
   const slow = cpuSlowness();
   /** At most `each` ms of work a step, no task of more than `task`, and half of the frames as soon as two frames of a free machine. */
