@@ -97,11 +97,24 @@ fn attention_with<'a>(
     if n_tokens == 0 {
         return assert!(q.is_empty(), "queries are given for no token");
     }
-    let layout = *layer.pages.layout();
-    let shape = shape(&layout, layer, q.len(), n_tokens);
+    let layout = layer.pages.layout();
+    let shape = shape(layout, layer, q.len(), n_tokens);
+    scratch.plan.make(shape, (layout.value_dim(), layer.pages.page_tokens()), pool.threads(), queries);
+    attend(instructions, pool, q, layer, scratch, out);
+}
+
+/// Computes what is planned. Not generic, so that its kernels are compiled here once, and not again where it is called.
+fn attend(
+    instructions: Instructions,
+    pool: &ThreadPool,
+    q: &[f32],
+    layer: &AttentionLayer<'_>,
+    scratch: &mut AttentionScratch,
+    out: &mut [f32],
+) {
     let AttentionScratch { plan, partials, works } = scratch;
-    plan.make(shape, layout.value_dim(), pool.threads(), queries);
-    fit(works, pool.threads(), plan, &layout);
+    let layout = layer.pages.layout();
+    fit(works, pool.threads(), plan, layout);
     partials.resize(plan.partials_len.max(partials.len()), 0.0);
     let results = Results { out: SharedSlice::new(out), partials: SharedSlice::new(partials) };
 
@@ -117,7 +130,7 @@ fn attention_with<'a>(
             let mut work = works[thread].lock().unwrap_or_else(PoisonError::into_inner);
             let value_dim = layout.value_dim();
             instructions.run_wide(Fold {
-                shape,
+                shape: plan.shape,
                 value_dim,
                 results: &results,
                 fold: &plan.folds[fold],

@@ -123,6 +123,8 @@ pub(crate) trait Lanes: Vector {
     fn where_positive(self, gate: Self) -> Self;
     /// Neighbouring lanes exchanged: `b a d c f e h g`.
     fn swap_pairs(self) -> Self;
+    /// Runs a part of a kernel in a function of its own.
+    fn apart<K: Kernel>(kernel: K) -> K::Output;
 }
 
 /// Sixteen lanes: the tokens of a group of keys, or the dimensions of a strip of values.
@@ -131,6 +133,8 @@ pub(crate) trait Wide: Vector {
     const SUMS: usize;
     /// Sums of products of integers likewise.
     const INT_SUMS: usize;
+    /// Runs a part of a kernel in a function of its own: the time to compile a function grows with the square of its size.
+    fn apart<K: WideKernel>(kernel: K);
 }
 
 /// The first N of `x`, or what there is of them and then `otherwise`.
@@ -247,7 +251,7 @@ impl Instructions {
 }
 
 /// A kernel of sixteen lanes on twice eight.
-struct InPairs<K>(K);
+pub(crate) struct InPairs<K>(pub(crate) K);
 
 impl<K: WideKernel> Kernel for InPairs<K> {
     type Output = ();

@@ -26,6 +26,7 @@ impl Avx2 {
 ///
 /// # Safety
 /// The machine must have AVX2, FMA and F16C.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
@@ -148,6 +149,9 @@ impl Vector for Avx2 {
 // SAFETY: as above.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Avx2 {
+    fn apart<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { run(kernel) }
+    }
     #[inline(always)]
     fn swap_pairs(self) -> Self {
         Avx2(unsafe { _mm256_permute_ps::<0b10_11_00_01>(self.0) })

@@ -21,6 +21,7 @@ impl Avx512 {
 ///
 /// # Safety
 /// The machine must have AVX2, FMA, F16C, and of AVX-512 F, BW, VL and VNNI.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(crate) unsafe fn run<K: WideKernel>(kernel: K) {
     kernel.run::<Avx512>()
@@ -40,6 +41,11 @@ impl Wide for Avx512 {
     // Half of the 32 registers: the compiler loads the factors of many rows before it uses the first.
     const SUMS: usize = 16;
     const INT_SUMS: usize = 16;
+
+    fn apart<K: WideKernel>(kernel: K) {
+        // SAFETY: there is an `Avx512`, so the machine has the instructions.
+        unsafe { run(kernel) }
+    }
 }
 
 // SAFETY of every block below: `Avx512` is used only under `run`, on a machine that has the instructions; loads and stores

@@ -42,6 +42,7 @@ impl Neon {
 }
 
 /// Runs `kernel` on [`Neon`].
+#[inline(never)]
 pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Neon>()
 }
@@ -202,6 +203,9 @@ impl Vector for Neon {
 // SAFETY: as above.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Neon {
+    fn apart<K: Kernel>(kernel: K) -> K::Output {
+        run(kernel)
+    }
     #[inline(always)]
     fn swap_pairs(self) -> Self {
         self.each(|x| unsafe { vrev64q_f32(x) })

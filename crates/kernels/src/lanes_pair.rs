@@ -1,6 +1,6 @@
 //! Sixteen lanes as twice eight: what [`Wide`] is where registers hold no more.
 
-use crate::lanes::{LANES, Lanes, Vector, WIDE, Wide};
+use crate::lanes::{InPairs, LANES, Lanes, Vector, WIDE, Wide, WideKernel};
 
 /// The first eight lanes and the others.
 #[derive(Clone, Copy)]
@@ -19,6 +19,10 @@ impl<V: Lanes> Wide for Pair<V> {
     const SUMS: usize = 6;
     // AVX2 needs a register more for products.
     const INT_SUMS: usize = 4;
+
+    fn apart<K: WideKernel>(kernel: K) {
+        V::apart(InPairs(kernel))
+    }
 }
 
 // SAFETY of every block below: the caller's promise holds for both halves.

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use crate::lanes::{LANES, Lanes, Vector};
+use crate::lanes::{Kernel, LANES, Lanes, Vector};
 
 /// Lanes as plain arrays.
 #[derive(Clone, Copy)]
@@ -124,6 +124,10 @@ impl Vector for Portable {
 }
 
 impl Lanes for Portable {
+    #[inline(never)]
+    fn apart<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Portable>()
+    }
     #[inline(always)]
     fn swap_pairs(self) -> Self {
         Portable(lanes(|i| self.0[i ^ 1]))

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use crate::attention::steps::{rows_of_step, side_by_side, with_rows};
+use crate::attention::steps::{Step, rows_of_step, side_by_side, take};
 use crate::attention::tile::{Reference, Store, Tile, alike, fetch};
 use crate::attention::work::Work;
 use crate::attention::{GROUPS_PER_TILE, TILE};
@@ -56,7 +56,7 @@ impl Store for Bytes {
             };
             let n = rows_of_step(rows.end - row, W::INT_SUMS);
             // SAFETY: `n` rows exist, and the groups that are there are whole.
-            unsafe { with_rows!(n, score_rows::<W>(&scores)) }
+            unsafe { take::<W, _>(n, &scores) }
             row += n;
         }
     }
@@ -108,11 +108,13 @@ struct Scores<'a> {
     out: *mut f32,
 }
 
-#[inline(always)]
-unsafe fn score_rows<W: Wide, const R: usize>(scores: &Scores<'_>) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        side_by_side!(W::INT_SUMS, scores.groups, score_step::<W; R>(scores));
+impl Step for Scores<'_> {
+    #[inline(always)]
+    unsafe fn run<W: Wide, const R: usize>(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            side_by_side!(W::INT_SUMS, self.groups, score_step::<W; R>(self));
+        }
     }
 }
 
@@ -243,7 +245,7 @@ fn weigh_block<W: Wide>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>, bl
         };
         let n = rows_of_step(rows.end - row, W::INT_SUMS);
         // SAFETY: `n` rows exist; the tile has values for all groups that are there.
-        unsafe { with_rows!(n, weigh_rows::<W>(&step)) }
+        unsafe { take::<W, _>(n, &step) }
         row += n;
     }
 }
@@ -267,11 +269,13 @@ struct Weighing {
     groups: Range<usize>,
 }
 
-#[inline(always)]
-unsafe fn weigh_rows<W: Wide, const R: usize>(step: &Weighing) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        side_by_side!(W::INT_SUMS, (0..step.strips), weigh_step::<W; R>(step));
+impl Step for Weighing {
+    #[inline(always)]
+    unsafe fn run<W: Wide, const R: usize>(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            side_by_side!(W::INT_SUMS, (0..self.strips), weigh_step::<W; R>(self));
+        }
     }
 }
 

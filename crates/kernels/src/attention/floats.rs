@@ -9,7 +9,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::attention::steps::{rows_of_step, side_by_side, with_rows};
+use crate::attention::steps::{Step, rows_of_step, side_by_side, take};
 use crate::attention::tile::{Reference, Store, Tile, Visible, alike, fetch_others, pointers};
 use crate::attention::work::Work;
 use crate::attention::{GROUPS_PER_TILE, TILE};
@@ -64,17 +64,18 @@ impl<E: Element> Store for Floats<E> {
     fn score<W: Wide>(work: &mut Work, rows: Range<usize>, tile: &Tile<'_>) {
         let mut row = rows.start;
         while row < rows.end {
-            let step = Scores {
+            let step = Scores::<E> {
                 q: work.q[row * work.head_dim..].as_ptr(),
                 head_dim: work.head_dim,
                 keys: tile.keys.map(<[u8]>::as_ptr),
                 ahead: pointers(&tile.values).filter(|_| row == rows.start),
                 groups: tile.groups.clone(),
                 out: work.scores[row * TILE..].as_mut_ptr(),
+                element: PhantomData,
             };
             let n = rows_of_step(rows.end - row, W::SUMS);
             // SAFETY: `n` rows of q and scores exist, and groups that are there have `head_dim` times 16 keys.
-            unsafe { with_rows!(n, score_rows::<W, E>(&step)) }
+            unsafe { take::<W, _>(n, &step) }
             row += n;
         }
     }
@@ -102,7 +103,7 @@ fn weigh_groups<W: Wide, E: Element>(work: &mut Work, rows: Range<usize>, tile: 
     let mut row = rows.start;
     while row < rows.end {
         let n = rows_of_step(alike(&work.visible[row..rows.end], &groups), W::SUMS);
-        let step = Weighing {
+        let step = Weighing::<E> {
             weights: work.scores[row * TILE..].as_ptr(),
             kept: work.kept[row..].as_ptr(),
             out: work.split.values[row * work.value_dim..].as_mut_ptr(),
@@ -111,15 +112,16 @@ fn weigh_groups<W: Wide, E: Element>(work: &mut Work, rows: Range<usize>, tile: 
             ahead: ahead.filter(|_| row == rows.start),
             groups: groups.clone(),
             visible: work.visible[row],
+            element: PhantomData,
         };
         // SAFETY: `n` rows exist; the tile has values for all groups that are there.
-        unsafe { with_rows!(n, weigh_rows::<W, E>(&step)) }
+        unsafe { take::<W, _>(n, &step) }
         row += n;
     }
 }
 
 /// Some rows against the keys of a tile.
-struct Scores {
+struct Scores<E> {
     /// `[rows, head_dim]`.
     q: *const f32,
     head_dim: usize,
@@ -130,19 +132,22 @@ struct Scores {
     groups: Range<usize>,
     /// `[rows, TILE]`.
     out: *mut f32,
+    element: PhantomData<E>,
 }
 
-#[inline(always)]
-unsafe fn score_rows<W: Wide, E: Element, const R: usize>(scores: &Scores) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        side_by_side!(W::SUMS, scores.groups, score_step::<W, E; R>(scores));
+impl<E: Element> Step for Scores<E> {
+    #[inline(always)]
+    unsafe fn run<W: Wide, const R: usize>(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            side_by_side!(W::SUMS, self.groups, score_step::<W, E; R>(self));
+        }
     }
 }
 
 /// `out[r, t] = Σ_d q[r, d] k[d, t]` for `R` rows and the tokens of `G` groups.
 #[inline(always)]
-unsafe fn score_step<W: Wide, E: Element, const R: usize, const G: usize>(scores: &Scores, group: usize) {
+unsafe fn score_step<W: Wide, E: Element, const R: usize, const G: usize>(scores: &Scores<E>, group: usize) {
     let (q, head_dim) = (scores.q, scores.head_dim);
     let keys: [*const u8; G] = some_of(&scores.keys, group);
     let ahead: Option<[*const u8; G]> = scores.ahead.map(|ahead| some_of(&ahead, group));
@@ -192,7 +197,7 @@ fn some_of<const G: usize>(places: &[*const u8; GROUPS_PER_TILE], first: usize) 
 }
 
 /// Rows that see the same tokens of a tile.
-struct Weighing {
+struct Weighing<E> {
     /// `[rows, TILE]`.
     weights: *const f32,
     /// `[rows]`.
@@ -206,19 +211,22 @@ struct Weighing {
     ahead: Option<[*const u8; GROUPS_PER_TILE]>,
     groups: Range<usize>,
     visible: Visible,
+    element: PhantomData<E>,
 }
 
-#[inline(always)]
-unsafe fn weigh_rows<W: Wide, E: Element, const R: usize>(step: &Weighing) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        side_by_side!(W::SUMS, (0..step.value_dim / STRIP), weigh_step::<W, E; R>(step));
+impl<E: Element> Step for Weighing<E> {
+    #[inline(always)]
+    unsafe fn run<W: Wide, const R: usize>(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            side_by_side!(W::SUMS, (0..self.value_dim / STRIP), weigh_step::<W, E; R>(self));
+        }
     }
 }
 
 /// `out[r] = out[r] * kept[r] + Σ_t weights[r, t] v[t]` for `R` rows and `G` strips of 16 dimensions.
 #[inline(always)]
-unsafe fn weigh_step<W: Wide, E: Element, const R: usize, const G: usize>(step: &Weighing, strip: usize) {
+unsafe fn weigh_step<W: Wide, E: Element, const R: usize, const G: usize>(step: &Weighing<E>, strip: usize) {
     // SAFETY: the caller's promise.
     unsafe {
         let out = |r: usize, g: usize| step.out.add(r * step.value_dim + (strip + g) * STRIP);
@@ -244,7 +252,7 @@ unsafe fn weigh_step<W: Wide, E: Element, const R: usize, const G: usize>(step: 
 #[inline(always)]
 unsafe fn add_tokens<W: Wide, E: Element, const R: usize, const G: usize>(
     sums: &mut [[W; G]; R],
-    step: &Weighing,
+    step: &Weighing<E>,
     group: usize,
     strip: usize,
 ) {

@@ -1,6 +1,8 @@
 //! How many rows, and how many groups or strips, a step takes: as many as the registers can hold sums for. Each of these
 //! numbers is compiled by itself.
 
+use crate::lanes::{Wide, WideKernel};
+
 /// Numbers of rows that there are steps for.
 const ROWS: [usize; 8] = [16, 12, 8, 6, 4, 3, 2, 1];
 
@@ -10,23 +12,41 @@ pub(crate) fn rows_of_step(rows: usize, room: usize) -> usize {
     ROWS.into_iter().find(|&n| n <= rows.min(room)).unwrap_or(1)
 }
 
-/// Calls `$step::<…, R>($argument)` for `R` rows, one of [`ROWS`].
-macro_rules! with_rows {
-    ($rows:expr, $step:ident::<$($W:ty),*>($argument:expr)) => {
-        match $rows {
-            1 => $step::<$($W),*, 1>($argument),
-            2 => $step::<$($W),*, 2>($argument),
-            3 => $step::<$($W),*, 3>($argument),
-            4 => $step::<$($W),*, 4>($argument),
-            6 => $step::<$($W),*, 6>($argument),
-            8 => $step::<$($W),*, 8>($argument),
-            12 => $step::<$($W),*, 12>($argument),
-            16 => $step::<$($W),*, 16>($argument),
-            rows => unreachable!("no step has {rows} rows"),
-        }
-    };
+/// What a step does, for any number of rows.
+pub(crate) trait Step {
+    /// Computes `R` rows; to be `#[inline(always)]`.
+    /// # Safety
+    /// All that the step points to must be there, for `R` rows.
+    unsafe fn run<W: Wide, const R: usize>(&self);
 }
-pub(crate) use with_rows;
+
+/// A step of `R` rows.
+struct Rows<'a, S, const R: usize>(&'a S);
+
+impl<S: Step, const R: usize> WideKernel for Rows<'_, S, R> {
+    #[inline(always)]
+    fn run<W: Wide>(self) {
+        // SAFETY: `take` has the caller's promise.
+        unsafe { self.0.run::<W, R>() }
+    }
+}
+
+/// Runs a step for `rows` rows, one of [`ROWS`].
+/// # Safety
+/// As of [`Step::run`].
+pub(crate) unsafe fn take<W: Wide, S: Step>(rows: usize, step: &S) {
+    match rows {
+        1 => W::apart(Rows::<S, 1>(step)),
+        2 => W::apart(Rows::<S, 2>(step)),
+        3 => W::apart(Rows::<S, 3>(step)),
+        4 => W::apart(Rows::<S, 4>(step)),
+        6 => W::apart(Rows::<S, 6>(step)),
+        8 => W::apart(Rows::<S, 8>(step)),
+        12 => W::apart(Rows::<S, 12>(step)),
+        16 => W::apart(Rows::<S, 16>(step)),
+        rows => unreachable!("no step has {rows} rows"),
+    }
+}
 
 /// Calls `$step::<…, R, G>($argument, at)` for all numbers `at` of a range, `G` of them at a time, as many as there is
 /// room for sums of `R` rows.

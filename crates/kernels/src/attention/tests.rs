@@ -222,6 +222,56 @@ fn bits_do_not_depend_on_batch_chunks_or_threads() {
     }
 }
 
+/// Sequences whose tables begin with the same pages, as those of a prefix cache do: bits are those of each alone.
+#[test]
+fn a_common_beginning_is_read_together_and_changes_no_bit() {
+    for kind in KINDS {
+        for (group, page_tokens) in [(4, 64), (3, 16), (1, 128)] {
+            let case = Case { kind, n_heads: 2 * group, head_dim: 16, page_tokens, ..PLAIN };
+            // Of each sequence its length, and how much of it is the first one's beginning.
+            let lengths = [700, 640, 513, 512, 560, 1000, 1100, 300, 40];
+            let common = [0, 512, 512, 512, 384, 512, 512, 128, 0];
+            let (mut kv, mut sequences) = cache(case, &lengths);
+            let width = case.n_kv_heads * case.head_dim;
+            let (first, others) = sequences.split_at_mut(1);
+            for (sequence, &common) in others.iter_mut().zip(&common[1..]) {
+                sequence.k[..common * width].copy_from_slice(&first[0].k[..common * width]);
+                sequence.v[..common * width].copy_from_slice(&first[0].v[..common * width]);
+                let pages = common / page_tokens;
+                sequence.pages[..pages].copy_from_slice(&first[0].pages[..pages]);
+            }
+            for (sequence, &length) in sequences.iter().zip(&lengths) {
+                append(&mut kv, case, sequence, 0..length);
+            }
+            let one = |i: usize| Run { sequence: &sequences[i], first: lengths[i] - 1, n: 1 };
+            let prompt = Run { sequence: &sequences[8], first: 10, n: 30 };
+            let runs = [one(0), one(1), one(2), one(3), prompt, one(4), one(5), one(6), one(0), one(7), one(8), one(2)];
+            let is_joint = {
+                let queries =
+                    runs.iter().map(|r| Queries { pages: &r.sequence.pages, first_position: r.first, n_tokens: r.n });
+                let shape =
+                    Shape { n_heads: case.n_heads, n_kv_heads: 2, head_dim: case.head_dim, window: case.window };
+                let mut plan = Plan::default();
+                plan.make(shape, (case.head_dim, page_tokens), 1, queries);
+                plan.items.iter().any(|item| item.block.joint.is_some())
+            };
+            assert!(is_joint, "{case:?}");
+            let alone: Vec<Vec<f32>> = (runs.iter())
+                .map(|run| attend(case, &kv, 1, Instructions::best(), &[Run { ..*run }]).remove(0))
+                .collect();
+            for (run, alone) in runs.iter().zip(&alone) {
+                check_rows(case, run.sequence, run.first, alone);
+            }
+            for threads in [1, 2, 3] {
+                assert!(
+                    attend(case, &kv, threads, Instructions::best(), &runs) == alone,
+                    "{case:?}: {threads} threads"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn all_instructions_give_the_same_bits() {
     for kind in KINDS {

@@ -44,12 +44,12 @@ impl Tile<'_> {
         Visible { start: first.saturating_sub(self.start) as u32, end: end as u32 }
     }
 
-    /// Of a block of `n_tokens` tokens, the rows that see something of this tile.
-    pub(crate) fn rows(&self, n_tokens: usize) -> Range<usize> {
-        let first = self.start.saturating_sub(self.first_position);
+    /// Of some tokens of the block, the rows that see something of this tile.
+    pub(crate) fn rows(&self, tokens: Range<usize>) -> Range<usize> {
+        let first = self.start.saturating_sub(self.first_position).max(tokens.start);
         // The first key's position plus TILE - 1 is the last; a token sees it if it is less than a window away.
-        let end = self.window.map_or(n_tokens, |window| {
-            (self.start + TILE - 1).saturating_add(window).saturating_sub(self.first_position).min(n_tokens)
+        let end = self.window.map_or(tokens.end, |window| {
+            (self.start + TILE - 1).saturating_add(window).saturating_sub(self.first_position).min(tokens.end)
         });
         first * self.group_rows..end * self.group_rows
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::attention::bytes::Bytes;
 use crate::attention::floats::{Floats, Half, Single};
-use crate::attention::plan::{self, Block, Destination, Item, Plan, SPLIT, Shape, partial_len};
+use crate::attention::plan::{self, Block, Destination, Item, Plan, SPLIT, Shape, Stretch, partial_len};
 use crate::attention::tile::{Store, Tile, see};
 use crate::attention::work::{Softmax, Work};
 use crate::attention::{AttentionLayer, GROUPS_PER_TILE, TILE};
@@ -106,7 +106,8 @@ fn load_queries(shape: &Shape, block: &Block, head: usize, q: &[f32], work: &mut
     }
 }
 
-/// Lets the block see all tiles of a split, in order.
+/// Lets the block see all tiles of a split, in order. What sequences share they see together, and what comes then each
+/// alone: to a row that makes no difference.
 #[inline(always)]
 fn see_split<W: Wide, S: Store>(
     layer: &AttentionLayer<'_>,
@@ -116,28 +117,35 @@ fn see_split<W: Wide, S: Store>(
     next: Option<&Item>,
     work: &mut Work,
 ) {
-    let block = &item.block;
-    let seen = item.positions(&plan.shape);
-    let within = seen.start.max(split * SPLIT)..seen.end.min((split + 1) * SPLIT);
-    let mut this = Groups::find(layer, plan, item, within.start / TILE);
-    for tile in within.start / TILE..within.end.div_ceil(TILE) {
-        let ahead = match next {
-            _ if (tile + 1) * TILE < seen.end => Groups::find(layer, plan, item, tile + 1),
-            Some(next) => Groups::find(layer, plan, next, next.positions(&plan.shape).start / TILE),
-            None => Groups::default(),
-        };
-        let tile = Tile {
-            keys: this.keys,
-            values: this.values,
-            groups: this.range,
-            next_keys: ahead.keys,
-            start: tile * TILE,
-            first_position: block.first_position,
-            group_rows: plan.shape.group(),
-            window: plan.shape.window,
-        };
-        see::<W, S>(work, tile.rows(block.n_tokens), &tile);
-        this = ahead;
+    let mut following = Some(Stretch::of(plan, item, 0));
+    let mut index = 0;
+    while let Some(stretch) = following {
+        index += 1;
+        let more = index < item.n_stretches();
+        following = more.then(|| Stretch::of(plan, item, index));
+        let after = if more { following.clone() } else { next.map(|next| Stretch::of(plan, next, 0)) };
+        let within = stretch.positions.start.max(split * SPLIT)..stretch.positions.end.min((split + 1) * SPLIT);
+        let mut this = Groups::find(layer, &stretch, within.start / TILE);
+        for tile in within.start / TILE..within.end.div_ceil(TILE) {
+            let ahead = match &after {
+                _ if (tile + 1) * TILE < stretch.positions.end => Groups::find(layer, &stretch, tile + 1),
+                Some(after) => Groups::find(layer, after, after.positions.start / TILE),
+                None => Groups::default(),
+            };
+            let tile = Tile {
+                keys: this.keys,
+                values: this.values,
+                groups: this.range,
+                next_keys: ahead.keys,
+                start: tile * TILE,
+                first_position: stretch.first_position,
+                group_rows: plan.shape.group(),
+                window: plan.shape.window,
+            };
+            // The one place that calls it: it is compiled into here, and is large.
+            see::<W, S>(work, tile.rows(stretch.tokens.clone()), &tile);
+            this = ahead;
+        }
     }
 }
 
@@ -151,18 +159,17 @@ struct Groups<'a> {
 }
 
 impl<'a> Groups<'a> {
-    /// Those groups of a tile that hold any of the positions that an item sees.
-    fn find(layer: &AttentionLayer<'a>, plan: &Plan, item: &Item, tile: usize) -> Groups<'a> {
-        let positions = item.positions(&plan.shape);
+    /// Those groups of a tile that hold any positions of a stretch.
+    fn find(layer: &AttentionLayer<'a>, stretch: &Stretch<'_>, tile: usize) -> Groups<'a> {
+        let Stretch { table, head, ref positions, .. } = *stretch;
         let within = |position: usize| position.saturating_sub(tile * TILE).min(TILE);
         let range = within(positions.start) / GROUP_TOKENS..within(positions.end).div_ceil(GROUP_TOKENS);
         let mut found = Groups { range: range.clone(), ..Groups::default() };
-        let table = &plan.pages[item.block.pages.clone()];
         let groups_per_page = layer.pages.page_tokens() / GROUP_TOKENS;
         let first = tile * GROUPS_PER_TILE + range.start;
         let (mut page, mut slot) = (first / groups_per_page, first % groups_per_page);
         for group in range {
-            (found.keys[group], found.values[group]) = layer.pages.group(layer.layer, item.head, table[page], slot);
+            (found.keys[group], found.values[group]) = layer.pages.group(layer.layer, head, table[page], slot);
             slot += 1;
             if slot == groups_per_page {
                 (page, slot) = (page + 1, 0);
