@@ -1,6 +1,6 @@
 //! Cuts a batch into work items.
 //!
-//! Keys are cut into splits of [`SPLIT`] tokens and tiles of [`TILE`](super::TILE), both at absolute positions. A row's
+//! Keys are cut into splits of [`SPLIT`] tokens and tiles of [`TILE`], both at absolute positions. A row's
 //! result is a fold over its splits, in order, and each split a fold over its tiles, in order; which thread computes
 //! what, and together with which rows, changes no bit. So items are cut to suit the machine: a few rows over a long past
 //! give an item for each split, whose results are folded afterwards; many rows give an item for each block of rows; and
