@@ -16,7 +16,7 @@ use crate::activations::{ActivationView, section};
 use crate::avx2::prefetch;
 use crate::avx2_integers::{Format, Tokens, minimum_pairs};
 use crate::packed::PackedShape;
-use crate::packed_layout::{GROUP, ROWS, TILE, lines_of_group};
+use crate::packed_layout::{GROUP, ROWS, TILE};
 use crate::quads::{PANELS, QuadSums, QuadWork, for_each_tile, of_format};
 
 mod signed;
@@ -31,8 +31,11 @@ fn kernel(kind: ElementType) -> Option<Kernel> {
 /// From how many tokens on the type is multiplied here, if at all: below, the unpacking costs more than it saves. As measured.
 pub(crate) fn from_tokens(kind: ElementType) -> Option<usize> {
     use ElementType::*;
-    let is_signed = matches!(kind, Q8_0 | IQ4_NL | IQ4_XS);
-    kernel(kind).map(|_| if is_signed { 16 } else { 9 })
+    kernel(kind).map(|_| match kind {
+        Q8_0 | IQ4_NL | IQ4_XS => 12,
+        Q3_K => 4,
+        _ => 5,
+    })
 }
 
 /// See [`for_each_tile`].
@@ -79,7 +82,7 @@ unsafe fn multiply<F: Format>(work: &QuadWork) {
     let quad = unsafe { quad.assume_init_mut() };
     for panel in 0..PANELS {
         // SAFETY: the caller's promise.
-        unsafe { unpack::<F>(work.tiles[panel], groups, work.next[panel], panel, quad) };
+        unsafe { unpack::<F>(work.tiles[panel], groups, panel, quad) };
     }
     // Where sums of tokens go that only fill a step.
     let mut no_one: QuadSums = [0.0; PANELS * ROWS];
@@ -91,7 +94,12 @@ unsafe fn multiply<F: Format>(work: &QuadWork) {
         }
         let sums = |token: usize| if token < work.tokens { work.sums.add(token).cast::<f32>() } else { no_one };
         let step = if F::SIGNED { signed::TOKENS } else { unsigned::TOKENS };
-        for first in (0..work.tokens).step_by(step) {
+        let (lines, steps) = (work.next_bytes.div_ceil(64), work.tokens.div_ceil(step));
+        for (index, first) in (0..work.tokens).step_by(step).enumerate() {
+            // Some of the next tile's lines at each step: all at once would keep everything else waiting.
+            for line in index * lines / steps..(index + 1) * lines / steps {
+                work.next.iter().for_each(|next| prefetch(next.wrapping_add(line * 64)));
+            }
             let x = work.x.add(first).cast::<u32>();
             if F::SIGNED {
                 let sums = [sums(first), sums(first + 1), sums(first + 2), sums(first + 3)];
@@ -104,17 +112,16 @@ unsafe fn multiply<F: Format>(work: &QuadWork) {
     }
 }
 
-/// Unpacks the tile of a panel, and asks for the tile at `next`.
+/// Unpacks the tile of a panel.
 ///
 /// # Safety
 /// As for [`multiply`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpack<F: Format>(tile: *const u8, groups: usize, next: *const u8, panel: usize, quad: &mut UnpackedQuad) {
+unsafe fn unpack<F: Format>(tile: *const u8, groups: usize, panel: usize, quad: &mut UnpackedQuad) {
     // SAFETY: the caller's promise.
     unsafe {
         let format = F::new(tile, groups);
         for group in 0..groups {
-            lines_of_group(F::BYTES, group).for_each(|line| prefetch(next.wrapping_add(line * 64)));
             let codes = format.group(group);
             for vector in 0..8 {
                 quad.codes[8 * group + vector][panel].write(format.codes(&codes, vector));

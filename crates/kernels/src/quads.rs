@@ -10,7 +10,7 @@ use std::ops::Range;
 use crate::activations::{ActivationView, Scaling, WORDS};
 use crate::avx2_integers::WideFormat;
 use crate::packed::PackedShape;
-use crate::packed_layout::ROWS;
+use crate::packed_layout::{ROWS, tile_bytes};
 
 /// Panels that are multiplied at once.
 pub(crate) const PANELS: usize = 4;
@@ -27,6 +27,8 @@ pub(crate) struct QuadWork {
     pub(crate) cols: usize,
     /// The tiles to prefetch.
     pub(crate) next: [*const u8; PANELS],
+    /// Bytes of each of those.
+    pub(crate) next_bytes: usize,
     /// The tokens' blocks of activations, and behind them as many again as fill the kernel's last ones.
     pub(crate) x: *const [u32; WORDS],
     /// At least one.
@@ -67,16 +69,17 @@ pub(crate) fn for_each_tile(
             false => (step / shape.tiles, step % shape.tiles),
         };
         let (quad, tile) = place(step);
-        let next = if step + 1 < quads * shape.tiles {
+        let (next, next_cols) = if step + 1 < quads * shape.tiles {
             let (quad, tile) = place(step + 1);
-            quad_tile(quad, tile)
+            (quad_tile(quad, tile), shape.tile_cols(tile))
         } else {
-            quad_tile(0, 0).map(|panel| panel.wrapping_add(bytes.len()))
+            (quad_tile(0, 0).map(|panel| panel.wrapping_add(bytes.len())), shape.tile_cols(0))
         };
         each(&QuadWork {
             tiles: quad_tile(quad, tile),
             cols: shape.tile_cols(tile),
             next,
+            next_bytes: tile_bytes(shape.kind, next_cols),
             x: x.padded_ints(Scaling::of(shape.kind), tile, tokens.start, padded).as_ptr(),
             tokens: tokens.len(),
             sums: sums[quad * tokens.len()..][..tokens.len()].as_mut_ptr(),
