@@ -94,12 +94,15 @@ unsafe fn multiply<F: Format>(work: &QuadWork) {
         }
         let sums = |token: usize| if token < work.tokens { work.sums.add(token).cast::<f32>() } else { no_one };
         let step = if F::SIGNED { signed::TOKENS } else { unsigned::TOKENS };
-        let (lines, steps) = (work.next_bytes.div_ceil(64), work.tokens.div_ceil(step));
-        for (index, first) in (0..work.tokens).step_by(step).enumerate() {
-            // Some of the next tile's lines at each step: all at once would keep everything else waiting.
-            for line in index * lines / steps..(index + 1) * lines / steps {
+        // Some of the next tile's lines at each step: all at once would keep everything else waiting.
+        let lines = work.next_bytes.div_ceil(64);
+        let (mut asked, at_once) = (0, lines.div_ceil(work.tokens.div_ceil(step)));
+        for first in (0..work.tokens).step_by(step) {
+            let until = (asked + at_once).min(lines);
+            for line in asked..until {
                 work.next.iter().for_each(|next| prefetch(next.wrapping_add(line * 64)));
             }
+            asked = until;
             let x = work.x.add(first).cast::<u32>();
             if F::SIGNED {
                 let sums = [sums(first), sums(first + 1), sums(first + 2), sums(first + 3)];
