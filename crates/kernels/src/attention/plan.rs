@@ -127,6 +127,7 @@ impl<'a> Stretch<'a> {
             head: *head,
             positions: joint.shared..member.position + 1,
             tokens: token..token + 1,
+            // A block has no more tokens than a tile has positions, and a member sees a whole one at least.
             first_position: member.position - token,
         }
     }
