@@ -2,10 +2,10 @@
 //! sequences at once.
 //!
 //! Query heads that share a KV head are rows of one block, as are neighbouring tokens, and the new tokens of sequences that
-//! begin with the same pages, so that every key and value read serves all of them. A row walks the keys it sees in tiles of 64 tokens, with a running softmax, and starts anew after
-//! every split of 1024; the splits are folded in order. Tiles and splits lie at absolute positions and every row has its
-//! own chain of operations, so that a row's bits depend on its query, its keys and its values alone: not on the other
-//! rows, on how a prompt was cut into passes, or on the number of threads.
+//! begin with the same pages, so that every key and value read serves all of them. A row walks the keys it sees in tiles of
+//! 64 tokens, with a running softmax, and starts anew after every split of 1024; the splits are folded in order. Tiles and
+//! splits lie at absolute positions and every row has its own chain of operations, so that a row's bits depend on its query,
+//! its keys and its values alone: not on the other rows, on how a prompt was cut into passes, or on the number of threads.
 //!
 //! | | |
 //! |-|-|

@@ -95,7 +95,7 @@ unsafe fn multiply<F: Format>(work: &QuadWork) {
         let sums = |token: usize| if token < work.tokens { work.sums.add(token).cast::<f32>() } else { no_one };
         let step = if F::SIGNED { signed::TOKENS } else { unsigned::TOKENS };
         // Some of the next tile's lines at each step: all at once would keep everything else waiting.
-        let lines = work.next_bytes.div_ceil(64);
+        let lines = (F::BYTES * work.next_cols / TILE).div_ceil(64);
         let (mut asked, at_once) = (0, lines.div_ceil(work.tokens.div_ceil(step)));
         for first in (0..work.tokens).step_by(step) {
             let until = (asked + at_once).min(lines);

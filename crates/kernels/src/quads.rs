@@ -10,7 +10,7 @@ use std::ops::Range;
 use crate::activations::{ActivationView, Scaling, WORDS};
 use crate::avx2_integers::WideFormat;
 use crate::packed::PackedShape;
-use crate::packed_layout::{ROWS, tile_bytes};
+use crate::packed_layout::ROWS;
 
 /// Panels that are multiplied at once.
 pub(crate) const PANELS: usize = 4;
@@ -27,8 +27,8 @@ pub(crate) struct QuadWork {
     pub(crate) cols: usize,
     /// The tiles to prefetch.
     pub(crate) next: [*const u8; PANELS],
-    /// Bytes of each of those.
-    pub(crate) next_bytes: usize,
+    /// Columns of those.
+    pub(crate) next_cols: usize,
     /// The tokens' blocks of activations, and behind them as many again as fill the kernel's last ones.
     pub(crate) x: *const [u32; WORDS],
     /// At least one.
@@ -79,7 +79,7 @@ pub(crate) fn for_each_tile(
             tiles: quad_tile(quad, tile),
             cols: shape.tile_cols(tile),
             next,
-            next_bytes: tile_bytes(shape.kind, next_cols),
+            next_cols,
             x: x.padded_ints(Scaling::of(shape.kind), tile, tokens.start, padded).as_ptr(),
             tokens: tokens.len(),
             sums: sums[quad * tokens.len()..][..tokens.len()].as_mut_ptr(),

@@ -21,7 +21,7 @@ use crate::portable;
 /// Most tokens of a kernel.
 pub(crate) const TOKENS: usize = 8;
 /// Panels of up to so many tiles, times up to so many tokens, are read one after the other. As measured on Zen 3: with 576
-/// columns a fifth faster, with 2048 a twentieth; longer ones would be slower (Q2_K, Q3_K, Q5_K).
+/// columns a fifth to a half faster, with 2048 a twentieth; longer ones would be slower (Q2_K, Q3_K, Q5_K).
 const TILES_IN_LINE: usize = 8;
 const TOKENS_IN_LINE: usize = 4;
 /// How far ahead memory is asked for then.

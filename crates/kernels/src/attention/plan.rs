@@ -92,7 +92,6 @@ impl Item {
 }
 
 /// Keys and values that lie one after the other, and the tokens of an item that see them.
-#[derive(Clone)]
 pub(crate) struct Stretch<'a> {
     /// Page table of a sequence that has them.
     pub(crate) table: &'a [u32],

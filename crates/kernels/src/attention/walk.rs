@@ -117,13 +117,12 @@ fn see_split<W: Wide, S: Store>(
     next: Option<&Item>,
     work: &mut Work,
 ) {
-    let mut following = Some(Stretch::of(plan, item, 0));
-    let mut index = 0;
-    while let Some(stretch) = following {
-        index += 1;
-        let more = index < item.n_stretches();
-        following = more.then(|| Stretch::of(plan, item, index));
-        let after = if more { following.clone() } else { next.map(|next| Stretch::of(plan, next, 0)) };
+    for index in 0..item.n_stretches() {
+        let stretch = Stretch::of(plan, item, index);
+        let after = match index + 1 < item.n_stretches() {
+            true => Some(Stretch::of(plan, item, index + 1)),
+            false => next.map(|next| Stretch::of(plan, next, 0)),
+        };
         let within = stretch.positions.start.max(split * SPLIT)..stretch.positions.end.min((split + 1) * SPLIT);
         let mut this = Groups::find(layer, &stretch, within.start / TILE);
         for tile in within.start / TILE..within.end.div_ceil(TILE) {
