@@ -10,25 +10,28 @@ use std::sync::Arc;
 use anyhow::bail;
 use octet_checkpoint::Checkpoint;
 use octet_kernels::KvType;
+use octet_kernels::limits::ReadTest;
 use octet_model::{LoadOptions, Packing, Transformer};
 
 use crate::load::LoadArgs;
 use crate::model_options::kv_type;
 use crate::progress::Progress;
-use crate::stdout;
+use crate::{machine, stdout};
 
+mod limits;
 mod measure;
 mod row;
 
+use limits::Limits;
 use measure::{Setting, Test};
-use row::{Limits, Row};
+use row::Row;
 
 /// Measure prompt processing and generation
 ///
 /// Options and JSON fields mean what they mean to llama-bench, and with --npl to llama-batched-bench; -npp, -ntg, -npl,
 /// -ctk and -ctv may be written with one dash, as there. Beside each speed stands the share that it reaches of what this
-/// machine can do, measured in the same run: of the memory's bandwidth where tokens are generated, of the 8-bit multiply-adds
-/// where prompts are read.
+/// machine can do, measured before and after each repetition: of the memory's bandwidth where tokens are generated, of the
+/// 8-bit multiply-adds where prompts are read.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder or file of the checkpoint
@@ -104,12 +107,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     args.check()?;
     let checkpoint = Arc::new(Checkpoint::open(path)?);
     let mut rows = Vec::new();
+    let reads = ReadTest::new();
     for threads in args.thread_counts() {
         let model = load(&checkpoint, threads)?;
-        let limits = Limits::of(model.pool());
         for setting in args.settings(model.config().num_experts_per_tok) {
-            let samples = measure::run(&model, &setting)?;
-            let row = Row::new(path, &checkpoint, &model, &setting, &limits, &samples);
+            let mut limits = Limits::default();
+            let samples = measure::run(&model, &setting, &mut || limits.measure(&reads, model.pool()))?;
+            let resident = machine::resident_bytes().map(|bytes| bytes.saturating_sub(reads.resident_bytes()));
+            let row = Row::new(path, &checkpoint, &model, &setting, &limits, resident, &samples);
             if !args.json {
                 row::print(&row, rows.is_empty())?;
             }

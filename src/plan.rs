@@ -8,7 +8,7 @@ use std::time::Instant;
 use octet_checkpoint::mix::Mix;
 use octet_checkpoint::{Checkpoint, ElementType, ExpertMatrix, LayerTensor, Params, TensorName};
 use octet_engine::OpenOptions;
-use octet_kernels::limits::read_bandwidth;
+use octet_kernels::limits::ReadTest;
 use octet_kernels::{Activations, KvType, PackedMatrix, Product, Reads, ThreadPool, matmul};
 use serde::Serialize;
 use serde_json::json;
@@ -289,7 +289,7 @@ type Measure = fn(usize, ElementType, usize) -> Measured;
 impl Measured {
     fn of(threads: usize, kind: ElementType, dim: usize) -> Measured {
         let pool = ThreadPool::new(threads);
-        Measured { read_bandwidth: read_bandwidth(&pool, 3), multiply_adds: multiply_adds(&pool, kind, dim) }
+        Measured { read_bandwidth: ReadTest::new().bandwidth(&pool, 3), multiply_adds: multiply_adds(&pool, kind, dim) }
     }
 }
 

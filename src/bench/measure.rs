@@ -46,8 +46,8 @@ impl Test {
     }
 }
 
-/// Runs a test and gives a sample of each repetition that counts.
-pub fn run(model: &Transformer, setting: &Setting) -> anyhow::Result<Vec<Sample>> {
+/// Runs a test and gives a sample of each repetition that counts; calls `between` before each of them and after the last.
+pub fn run(model: &Transformer, setting: &Setting, between: &mut dyn FnMut()) -> anyhow::Result<Vec<Sample>> {
     let (n_sequences, depth, n_prompt, n_gen) = setting.test.sizes();
     let tokens_each = (depth + n_prompt + n_gen).next_multiple_of(KvCache::PAGE_TOKENS);
     let mut cache = KvCache::new(model.config(), setting.kv, n_sequences * tokens_each)?;
@@ -67,11 +67,15 @@ pub fn run(model: &Transformer, setting: &Setting) -> anyhow::Result<Vec<Sample>
     let first = if setting.warmup { 0 } else { 1 };
     for repetition in first..=setting.repetitions {
         bench.forget_after(depth);
+        if repetition > 0 {
+            between();
+        }
         let sample = bench.repetition(n_prompt, n_gen)?;
         if repetition > 0 {
             samples.push(sample);
         }
     }
+    between();
     Ok(samples)
 }
 

@@ -4,29 +4,13 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use octet_checkpoint::Checkpoint;
-use octet_kernels::ThreadPool;
-use octet_kernels::limits::{integer_multiply_add_peak, read_bandwidth};
 use octet_model::Transformer;
 use serde::Serialize;
 
+use super::limits::Limits;
 use super::measure::{Sample, Setting, Test};
 use crate::format::three_digits;
 use crate::{machine, stdout};
-
-/// What this machine can do at best with all threads of a pool.
-pub struct Limits {
-    /// Bytes per second read from memory.
-    read_bandwidth: f64,
-    /// Multiply-adds of 8-bit integers per second; `None` where there are no instructions for them.
-    multiply_adds: Option<f64>,
-}
-
-impl Limits {
-    /// Measures them, in about a second.
-    pub fn of(pool: &ThreadPool) -> Limits {
-        Limits { read_bandwidth: read_bandwidth(pool, 3), multiply_adds: integer_multiply_add_peak(pool, 3) }
-    }
-}
 
 /// One row of the result.
 #[derive(Serialize)]
@@ -51,7 +35,7 @@ pub struct Row {
     /// Bytes of weights that a token reads, and of keys and values that it leaves.
     active_bytes: u64,
     kv_bytes_per_token: u64,
-    /// Memory that the process holds after the test, bytes.
+    /// Memory that the process holds after the test, bytes, less what the limits are measured with.
     resident_bytes: Option<u64>,
     /// Weights read per second in generation by one sequence, bytes; absent for others.
     weights_bandwidth: Option<f64>,
@@ -165,6 +149,7 @@ impl Row {
         model: &Transformer,
         setting: &Setting,
         limits: &Limits,
+        resident_bytes: Option<u64>,
         samples: &[Sample],
     ) -> Row {
         let per_token = setting.experts_per_token;
@@ -190,11 +175,11 @@ impl Row {
             test,
             active_bytes,
             kv_bytes_per_token: crate::footprint::kv_bytes_per_token(params, setting.kv),
-            resident_bytes: machine::resident_bytes(),
+            resident_bytes,
             weights_bandwidth: one.map(|speed| speed * active_bytes as f64),
-            read_bandwidth: limits.read_bandwidth,
+            read_bandwidth: limits.read_bandwidth(),
             multiply_adds: many.map(|speed| speed * layer_weights(model, per_token) as f64),
-            multiply_adds_peak: limits.multiply_adds,
+            multiply_adds_peak: limits.multiply_adds(),
         }
     }
 }

@@ -9,14 +9,18 @@
 //! bits: there `maddubs(|q|, sign(x, q))` is widened at once.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use crate::activations::{WORDS, section};
-use crate::avx2::prefetch;
-use crate::packed_layout::{GROUP, TILE, lines_of_group};
+use crate::avx2::prefetch_here;
+use crate::packed_layout::{GROUP, TILE, lines_of_groups};
 use crate::tile_walk::TileWork;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// How the tiles of a type are read. A value is what is read once for a tile: its scales.
-pub(crate) trait Format: Sized {
+pub(crate) trait Format: Copy {
     /// Whether codes are signed 8-bit numbers.
     const SIGNED: bool = false;
     /// Whether a float scale belongs to 32 columns, of weights and of activations; else an integer belongs to `SUM_COLUMNS`, and a
@@ -103,15 +107,31 @@ pub(crate) unsafe fn integer_tile<F: Format, const T: usize>(work: &TileWork) {
 
 #[inline(always)]
 unsafe fn tiles<F: Format, const T: usize>(work: &TileWork) {
-    for panel in 0..work.panels {
-        // SAFETY: the caller's promise: the panel's tile, the activations, and the panel's sums are there.
-        unsafe {
-            let tile = work.tile.add(panel * work.panel_bytes);
-            let sums = work.sums.add(panel * work.sums_stride).cast::<f32>();
-            let ahead = if work.ahead == 0 { None } else { Some(tile.wrapping_add(work.ahead)) };
-            add_products::<F, T>(tile, work.cols / GROUP, ahead, Tokens(work.x), sums);
+    // SAFETY: the caller's promise: the panels' tiles, the activations, and the panels' sums are there.
+    unsafe {
+        // As measured: more sums than these do not stay in registers.
+        let mut panel = match (T, F::FLOAT_SCALES) {
+            (1, _) | (2, true) => side_by_side::<F, T, 4>(work),
+            (2, false) | (3 | 4, true) => side_by_side::<F, T, 2>(work),
+            _ => 0,
+        };
+        while panel < work.panels {
+            add_products::<F, T, 1>(work, panel);
+            panel += 1;
         }
     }
+}
+
+/// Takes `P` panels at a time and gives the number of those that it took.
+#[inline(always)]
+unsafe fn side_by_side<F: Format, const T: usize, const P: usize>(work: &TileWork) -> usize {
+    let mut panel = 0;
+    while panel + P <= work.panels {
+        // SAFETY: the caller's promise, see `integer_tile`.
+        unsafe { add_products::<F, T, P>(work, panel) };
+        panel += P;
+    }
+    panel
 }
 
 /// The words of a tile of activations of `T` tokens.
@@ -140,72 +160,97 @@ impl<const T: usize> Tokens<T> {
     }
 }
 
-/// The sums of a tile so far, for `T` tokens.
-struct Sums<const T: usize> {
+/// The sums of the tiles of `P` panels so far, for `T` tokens.
+struct Sums<const T: usize, const P: usize> {
     /// Of all groups (integer scales) or of this group (float scales).
-    ints: [__m256i; T],
+    ints: [[__m256i; T]; P],
     /// With float scales: the results of this and all tiles before.
-    floats: [__m256; T],
+    floats: [[__m256; T]; P],
 }
 
 #[inline(always)]
-unsafe fn add_products<F: Format, const T: usize>(
-    tile: *const u8,
-    groups: usize,
-    ahead: Option<*const u8>,
-    x: Tokens<T>,
-    sums: *mut f32,
-) {
+unsafe fn add_products<F: Format, const T: usize, const P: usize>(work: &TileWork, first: usize) {
     // SAFETY: the caller's promise, see `integer_tile`.
     unsafe {
-        let format = F::new(tile, groups);
-        let floats = std::array::from_fn(|t| _mm256_loadu_ps(sums.add(8 * t)));
-        let mut s = Sums { ints: [_mm256_setzero_si256(); T], floats };
-        // Loops, not written out: in longer bodies the compiler runs out of registers, or gathers all requests for memory at
-        // their beginning. Two groups at a time share bytes in some types.
-        let pairs = if F::FLOAT_SCALES || T > 4 { 0 } else { groups / 2 };
-        for pair in 0..pairs {
-            group::<F, T>(&format, 2 * pair, ahead, x, &mut s);
-            group::<F, T>(&format, 2 * pair + 1, ahead, x, &mut s);
+        let groups = work.cols / GROUP;
+        let x = Tokens::<T>(work.x);
+        let tile = |panel: usize| work.tile.add((first + panel) * work.panel_bytes);
+        let sums = |panel: usize| work.sums.add((first + panel) * work.sums_stride).cast::<f32>();
+        // Loops: a closure would be a function of its own, and so would be every instruction in it.
+        let mut formats = [F::new(tile(0), groups); P];
+        let mut s = Sums { ints: [[_mm256_setzero_si256(); T]; P], floats: [[_mm256_setzero_ps(); T]; P] };
+        for (panel, format) in formats.iter_mut().enumerate() {
+            *format = F::new(tile(panel), groups);
+            for (t, y) in s.floats[panel].iter_mut().enumerate() {
+                *y = _mm256_loadu_ps(sums(panel).add(8 * t));
+            }
         }
-        for index in 2 * pairs..groups {
-            group::<F, T>(&format, index, ahead, x, &mut s);
+        let mut index = 0;
+        while P > 1 && index + 4 <= groups {
+            // Written out: what four groups share is found once, and it is known where in their bytes their codes lie.
+            let half = const { F::BYTES.div_ceil(2 * LINE) };
+            let lines = index / 4 * half;
+            ask::<P>(work, first, lines..lines + half / 4);
+            group::<F, T, P>(&formats, index, x, &mut s);
+            ask::<P>(work, first, lines + half / 4..lines + half / 2);
+            group::<F, T, P>(&formats, index + 1, x, &mut s);
+            ask::<P>(work, first, lines + half / 2..lines + half * 3 / 4);
+            group::<F, T, P>(&formats, index + 2, x, &mut s);
+            ask::<P>(work, first, lines + half * 3 / 4..lines + half);
+            group::<F, T, P>(&formats, index + 3, x, &mut s);
+            index += 4;
         }
-        finish::<F, T>(&format, groups, x, &s, sums);
+        // A short tile is the last of its panel, and asks for a whole one.
+        let share = (TILE / GROUP).checked_div(groups).unwrap_or(1);
+        while index < groups {
+            ask::<P>(work, first, lines_of_groups(F::BYTES, index * share..(index + 1) * share));
+            group::<F, T, P>(&formats, index, x, &mut s);
+            index += 1;
+        }
+        for (panel, format) in formats.iter().enumerate() {
+            finish::<F, T>(format, groups, x, &s.ints[panel], &s.floats[panel], sums(panel));
+        }
+    }
+}
+
+/// Asks for lines of the tiles of `P` panels that come next.
+#[inline(always)]
+fn ask<const P: usize>(work: &TileWork, first: usize, lines: Range<usize>) {
+    if work.ahead != 0 {
+        for line in lines {
+            for panel in first..first + P {
+                prefetch_here(work.tile.wrapping_add(panel * work.panel_bytes + work.ahead + line * LINE));
+            }
+        }
     }
 }
 
 /// The products of 32 columns.
 #[inline(always)]
-unsafe fn group<F: Format, const T: usize>(
-    format: &F,
+unsafe fn group<F: Format, const T: usize, const P: usize>(
+    formats: &[F; P],
     group: usize,
-    ahead: Option<*const u8>,
     x: Tokens<T>,
-    s: &mut Sums<T>,
+    s: &mut Sums<T, P>,
 ) {
-    if let Some(ahead) = ahead {
-        lines_of_group(F::BYTES, group).for_each(|line| prefetch(ahead.wrapping_add(line * 64)));
-    }
     // SAFETY: the caller's promise, see `integer_tile`.
     unsafe {
-        let codes = format.group(group);
         if F::SIGNED {
-            signed_group::<F, T>(format, group, &codes, x, s);
+            signed_group::<F, T, P>(formats, group, x, s);
         } else if F::SUM_COLUMNS == 16 {
-            let mut short = start::<F, T>(section::OFFSET_16 + 2 * group, x);
-            short_sums::<F, T>(format, group, &codes, 0..4, x, &mut short);
-            scale::<F, T>(format, 2 * group, &short, s);
-            let mut short = start::<F, T>(section::OFFSET_16 + 2 * group + 1, x);
-            short_sums::<F, T>(format, group, &codes, 4..8, x, &mut short);
-            scale::<F, T>(format, 2 * group + 1, &short, s);
+            let mut short = [start::<F, T>(section::OFFSET_16 + 2 * group, x); P];
+            short_sums::<F, T, P>(formats, group, 0..4, x, &mut short);
+            scale::<F, T, P>(formats, 2 * group, &short, s);
+            let mut short = [start::<F, T>(section::OFFSET_16 + 2 * group + 1, x); P];
+            short_sums::<F, T, P>(formats, group, 4..8, x, &mut short);
+            scale::<F, T, P>(formats, 2 * group + 1, &short, s);
         } else {
-            let mut short = start::<F, T>(section::OFFSET_32 + group, x);
-            short_sums::<F, T>(format, group, &codes, 0..8, x, &mut short);
-            scale::<F, T>(format, 2 * group, &short, s);
+            let mut short = [start::<F, T>(section::OFFSET_32 + group, x); P];
+            short_sums::<F, T, P>(formats, group, 0..8, x, &mut short);
+            scale::<F, T, P>(formats, 2 * group, &short, s);
         }
         if F::FLOAT_SCALES {
-            scale_group::<F, T>(format, group, x, s);
+            scale_group::<F, T, P>(formats, group, x, s);
         }
     }
 }
@@ -226,54 +271,68 @@ pub(crate) unsafe fn start<F: Format, const T: usize>(minus_sum: usize, x: Token
 }
 
 #[inline(always)]
-unsafe fn short_sums<F: Format, const T: usize>(
-    format: &F,
+unsafe fn short_sums<F: Format, const T: usize, const P: usize>(
+    formats: &[F; P],
     group: usize,
-    codes: &F::Group,
-    vectors: std::ops::Range<usize>,
+    vectors: Range<usize>,
     x: Tokens<T>,
-    short: &mut [__m256i; T],
+    short: &mut [[__m256i; T]; P],
 ) {
     for vector in vectors {
-        // SAFETY: the caller's promise, see `integer_tile`.
-        unsafe {
-            let q = format.codes(codes, vector);
-            for (t, short) in short.iter_mut().enumerate() {
-                *short = _mm256_add_epi16(*short, _mm256_maddubs_epi16(q, x.word(8 * group + vector, t)));
+        for panel in 0..P {
+            // SAFETY: the caller's promise, see `integer_tile`.
+            unsafe {
+                let q = formats[panel].codes(&formats[panel].group(group), vector);
+                for (t, short) in short[panel].iter_mut().enumerate() {
+                    *short = _mm256_add_epi16(*short, _mm256_maddubs_epi16(q, x.word(8 * group + vector, t)));
+                }
             }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn scale<F: Format, const T: usize>(format: &F, run: usize, short: &[__m256i; T], s: &mut Sums<T>) {
-    // SAFETY: the caller's promise, see `integer_tile`.
-    unsafe {
-        let scale = if F::FLOAT_SCALES { _mm256_set1_epi16(1) } else { format.scale(run) };
-        for (sum, short) in s.ints.iter_mut().zip(short) {
-            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*short, scale));
+unsafe fn scale<F: Format, const T: usize, const P: usize>(
+    formats: &[F; P],
+    run: usize,
+    short: &[[__m256i; T]; P],
+    s: &mut Sums<T, P>,
+) {
+    for panel in 0..P {
+        // SAFETY: the caller's promise, see `integer_tile`.
+        unsafe {
+            let scale = if F::FLOAT_SCALES { _mm256_set1_epi16(1) } else { formats[panel].scale(run) };
+            for (sum, short) in s.ints[panel].iter_mut().zip(&short[panel]) {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*short, scale));
+            }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn signed_group<F: Format, const T: usize>(
-    format: &F,
+unsafe fn signed_group<F: Format, const T: usize, const P: usize>(
+    formats: &[F; P],
     group: usize,
-    codes: &F::Group,
     x: Tokens<T>,
-    s: &mut Sums<T>,
+    s: &mut Sums<T, P>,
 ) {
     // SAFETY: the caller's promise, see `integer_tile`.
     unsafe {
-        let scale = if F::FLOAT_SCALES { _mm256_set1_epi16(1) } else { format.scale(2 * group) };
+        let mut scales = [_mm256_set1_epi16(1); P];
+        if !F::FLOAT_SCALES {
+            for panel in 0..P {
+                scales[panel] = formats[panel].scale(2 * group);
+            }
+        }
         for vector in 0..8 {
-            let q = format.codes(codes, vector);
-            let magnitude = _mm256_abs_epi8(q);
-            for (t, sum) in s.ints.iter_mut().enumerate() {
-                let signed = _mm256_sign_epi8(x.word(8 * group + vector, t), q);
-                let products = _mm256_maddubs_epi16(magnitude, signed);
-                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(products, scale));
+            for panel in 0..P {
+                let q = formats[panel].codes(&formats[panel].group(group), vector);
+                let magnitude = _mm256_abs_epi8(q);
+                for (t, sum) in s.ints[panel].iter_mut().enumerate() {
+                    let signed = _mm256_sign_epi8(x.word(8 * group + vector, t), q);
+                    let products = _mm256_maddubs_epi16(magnitude, signed);
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(products, scales[panel]));
+                }
             }
         }
     }
@@ -281,19 +340,26 @@ unsafe fn signed_group<F: Format, const T: usize>(
 
 /// The float end of a group with a scale of its own.
 #[inline(always)]
-unsafe fn scale_group<F: Format, const T: usize>(format: &F, group: usize, x: Tokens<T>, s: &mut Sums<T>) {
-    // SAFETY: the caller's promise, see `integer_tile`.
-    unsafe {
-        let d = format.d(group);
-        for (t, (sum, y)) in s.ints.iter_mut().zip(&mut s.floats).enumerate() {
-            let scale = _mm256_mul_ps(d, x.float(section::GROUP_SCALES + group, t));
-            *y = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(*sum), *y);
-            *sum = _mm256_setzero_si256();
-        }
-        if F::MINIMUM_COLUMNS > 0 {
-            let minimum = format.dmin(group);
-            for (t, y) in s.floats.iter_mut().enumerate() {
-                *y = _mm256_fmadd_ps(minimum, x.float(section::GROUP_SUMS + group, t), *y);
+unsafe fn scale_group<F: Format, const T: usize, const P: usize>(
+    formats: &[F; P],
+    group: usize,
+    x: Tokens<T>,
+    s: &mut Sums<T, P>,
+) {
+    for (panel, format) in formats.iter().enumerate() {
+        // SAFETY: the caller's promise, see `integer_tile`.
+        unsafe {
+            let d = format.d(group);
+            for (t, (sum, y)) in s.ints[panel].iter_mut().zip(&mut s.floats[panel]).enumerate() {
+                let scale = _mm256_mul_ps(d, x.float(section::GROUP_SCALES + group, t));
+                *y = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(*sum), *y);
+                *sum = _mm256_setzero_si256();
+            }
+            if F::MINIMUM_COLUMNS > 0 {
+                let minimum = format.dmin(group);
+                for (t, y) in s.floats[panel].iter_mut().enumerate() {
+                    *y = _mm256_fmadd_ps(minimum, x.float(section::GROUP_SUMS + group, t), *y);
+                }
             }
         }
     }
@@ -301,15 +367,22 @@ unsafe fn scale_group<F: Format, const T: usize>(format: &F, group: usize, x: To
 
 /// The float end of a tile.
 #[inline(always)]
-unsafe fn finish<F: Format, const T: usize>(format: &F, groups: usize, x: Tokens<T>, s: &Sums<T>, sums: *mut f32) {
+unsafe fn finish<F: Format, const T: usize>(
+    format: &F,
+    groups: usize,
+    x: Tokens<T>,
+    ints: &[__m256i; T],
+    floats: &[__m256; T],
+    sums: *mut f32,
+) {
     // SAFETY: the caller's promise, see `integer_tile`.
     unsafe {
         let minimums = minimum_sums::<F, T>(format, groups, x);
         for (t, minimum) in minimums.into_iter().enumerate() {
-            let mut y = s.floats[t];
+            let mut y = floats[t];
             if !F::FLOAT_SCALES {
                 let x_scale = x.float(section::SCALE, t);
-                y = _mm256_fmadd_ps(_mm256_mul_ps(format.d(0), x_scale), _mm256_cvtepi32_ps(s.ints[t]), y);
+                y = _mm256_fmadd_ps(_mm256_mul_ps(format.d(0), x_scale), _mm256_cvtepi32_ps(ints[t]), y);
                 if F::MINIMUM_COLUMNS > 0 {
                     y = _mm256_fmadd_ps(_mm256_mul_ps(format.dmin(0), x_scale), _mm256_cvtepi32_ps(minimum), y);
                 }

@@ -100,8 +100,11 @@ pub(crate) struct KGroup {
     low_shift: __m256i,
     high: *const u8,
     high_shift: __m256i,
-    /// Rotates high bits to where they stand above the low ones.
+    /// Rotates high bits to the right, to where they stand above the low ones.
     high_turn: __m256i,
+    /// The same as shifts, of which one is by nothing.
+    high_left: __m256i,
+    high_right: __m256i,
 }
 
 impl KGroup {
@@ -109,10 +112,18 @@ impl KGroup {
     /// code has `n_low` low bits.
     #[inline(always)]
     unsafe fn new(low: *const u8, low_bit: usize, high: *const u8, high_bit: usize, n_low: usize) -> KGroup {
+        let turn = high_bit as i32 - n_low as i32;
         // SAFETY: the caller's machine has AVX2.
         unsafe {
-            let [low_shift, high_shift] = [low_bit, high_bit].map(|bit| shift(bit as i32));
-            KGroup { low, low_shift, high, high_shift, high_turn: shift(high_bit as i32 - n_low as i32) }
+            KGroup {
+                low,
+                low_shift: shift(low_bit as i32),
+                high,
+                high_shift: shift(high_bit as i32),
+                high_turn: shift(turn),
+                high_left: shift((-turn).max(0)),
+                high_right: shift(turn.max(0)),
+            }
         }
     }
 
@@ -128,6 +139,14 @@ impl KGroup {
     unsafe fn high(&self, i: usize, mask: u8) -> __m256i {
         // SAFETY: as above.
         unsafe { shifted(vector(self.high, 0, i), self.high_shift, mask) }
+    }
+
+    /// Vectors of the high bits where they stand above the low ones. One step less than `high` and a shift where the compiler
+    /// knows the group, one more where it does not.
+    #[inline(always)]
+    unsafe fn raised(&self, i: usize, mask: u8) -> __m256i {
+        // SAFETY: as above.
+        unsafe { shifted(_mm256_sllv_epi32(vector(self.high, 0, i), self.high_left), self.high_right, mask) }
     }
 
     /// Vectors of the low bits of two groups side by side.
@@ -165,6 +184,7 @@ impl KGroup {
 }
 
 /// Scales and minimums of 6 bits, of Q4_K and Q5_K: four groups in each vector.
+#[derive(Clone, Copy)]
 struct SixBits {
     scales: [__m256i; 2],
     minimums: [__m256i; 2],
@@ -193,6 +213,7 @@ unsafe fn negated(v: __m256) -> __m256 {
 }
 
 /// Q4_K and, with fifth bits, Q5_K; see `packed_layout.rs`, so for the others.
+#[derive(Clone, Copy)]
 pub(crate) struct Q45K<const FIFTH: bool> {
     tile: *const u8,
     scales: SixBits,
@@ -267,6 +288,7 @@ impl<const FIFTH: bool> WideFormat for Q45K<FIFTH> {
     }
 }
 
+#[derive(Clone, Copy)]
 pub(crate) struct Q6K {
     tile: *const u8,
 }
@@ -293,7 +315,7 @@ impl Format for Q6K {
     #[inline(always)]
     unsafe fn codes(&self, group: &KGroup, i: usize) -> __m256i {
         // SAFETY: as above.
-        unsafe { _mm256_or_si256(group.low(i, 15), _mm256_slli_epi16::<4>(group.high(i, 3))) }
+        unsafe { _mm256_or_si256(group.low(i, 15), group.raised(i, 0x30)) }
     }
     #[inline(always)]
     unsafe fn scale(&self, run: usize) -> __m256i {
@@ -315,6 +337,7 @@ impl WideFormat for Q6K {
     }
 }
 
+#[derive(Clone, Copy)]
 pub(crate) struct Q3K {
     tile: *const u8,
     /// Four runs in each vector, plus 32.
@@ -372,6 +395,7 @@ impl WideFormat for Q3K {
     }
 }
 
+#[derive(Clone, Copy)]
 pub(crate) struct Q2K {
     tile: *const u8,
 }

@@ -47,6 +47,7 @@ unsafe fn pair_levels(groups: [*const u8; 2], i: usize) -> __m512i {
 }
 
 /// Q4_0, Q4_1, Q5_0, Q5_1: see `packed_layout.rs`.
+#[derive(Clone, Copy)]
 pub(crate) struct SmallBlocks<const OFFSET_BITS: i32, const MINIMUM: bool, const FIFTH: bool> {
     d: *const u8,
     minimums: *const u8,
@@ -157,6 +158,7 @@ unsafe fn levels(group: *const u8, i: usize) -> __m256i {
 }
 
 /// Q8_0 and IQ4_NL: float scales and signed codes.
+#[derive(Clone, Copy)]
 pub(crate) struct ScaledBlocks<const LEVELS: bool> {
     tile: *const u8,
     codes: *const u8,
@@ -212,6 +214,7 @@ impl<const LEVELS: bool> WideFormat for ScaledBlocks<LEVELS> {
 }
 
 /// IQ4_XS: levels, and scales of 6 bits minus 32.
+#[derive(Clone, Copy)]
 pub(crate) struct Iq4Xs {
     tile: *const u8,
     /// Low nibbles of the scales: byte `i` of a lane has those of groups `2i` and `2i + 1`.

@@ -11,32 +11,53 @@ mod integers;
 
 pub use integers::integer_multiply_add_peak;
 
-/// Bytes that each measurement reads: twice the largest cache that we have seen.
+/// Bytes that each pass reads: twice the largest cache that we have seen.
 const READ_BYTES: usize = 1 << 30;
 /// Streams of a thread: one core reads faster on several (17 GB/s on one, 20 to 27 on four, on Zen 3).
 const STREAMS: usize = 4;
 /// Bytes of a stream that are asked for ahead of what is read.
 const AHEAD: usize = 1024;
 
-/// Read bandwidth of all threads together in bytes per second: the best of `repetitions` passes over 1 GiB, which lies as
-/// weights do.
-pub fn read_bandwidth(pool: &ThreadPool, repetitions: usize) -> f64 {
-    let mut bytes = WeightBytes::zeroed(READ_BYTES);
-    bytes.as_mut_slice().fill(1);
-    let parts = pool.threads() * 16;
-    let sum = AtomicU64::new(0);
-    let mut best = 0.0f64;
-    for _ in 0..repetitions.max(1) {
-        let start = Instant::now();
-        pool.run(parts, &|part, _thread| {
-            let length = READ_BYTES / parts;
-            let read = Instructions::best().run(Read(&bytes.as_slice()[part * length..][..length]));
-            sum.fetch_add(read.to_bits().into(), Ordering::Relaxed);
-        });
-        best = best.max(READ_BYTES as f64 / start.elapsed().as_secs_f64());
+/// Memory to read from. Whoever measures speeds beside it keeps it until the end: what is let go of, a virtual machine may hand
+/// back to its host a second or two later, which takes a tenth of the next two seconds.
+pub struct ReadTest(WeightBytes);
+
+impl ReadTest {
+    /// Takes 1 GiB, which lies as weights do.
+    pub fn new() -> ReadTest {
+        let mut bytes = WeightBytes::zeroed(READ_BYTES);
+        bytes.as_mut_slice().fill(1);
+        ReadTest(bytes)
     }
-    std::hint::black_box(sum.into_inner());
-    best
+
+    /// Bytes that it holds.
+    pub fn resident_bytes(&self) -> u64 {
+        READ_BYTES as u64
+    }
+
+    /// Read bandwidth of all threads together in bytes per second: the best of `repetitions` passes.
+    pub fn bandwidth(&self, pool: &ThreadPool, repetitions: usize) -> f64 {
+        let parts = pool.threads() * 16;
+        let sum = AtomicU64::new(0);
+        let mut best = 0.0f64;
+        for _ in 0..repetitions.max(1) {
+            let start = Instant::now();
+            pool.run(parts, &|part, _thread| {
+                let length = READ_BYTES / parts;
+                let read = Instructions::best().run(Read(&self.0.as_slice()[part * length..][..length]));
+                sum.fetch_add(read.to_bits().into(), Ordering::Relaxed);
+            });
+            best = best.max(READ_BYTES as f64 / start.elapsed().as_secs_f64());
+        }
+        std::hint::black_box(sum.into_inner());
+        best
+    }
+}
+
+impl Default for ReadTest {
+    fn default() -> ReadTest {
+        ReadTest::new()
+    }
 }
 
 /// Reads four quarters side by side, a cache line of each at a time.

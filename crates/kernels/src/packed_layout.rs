@@ -44,9 +44,16 @@ pub(crate) const GROUP: usize = 32;
 /// The cache lines of a tile of `bytes` that are asked for along with group `group` of the one before: an eighth of them.
 #[inline(always)]
 pub(crate) fn lines_of_group(bytes: usize, group: usize) -> Range<usize> {
-    let lines = bytes.div_ceil(64);
-    group * lines / (TILE / GROUP)..(group + 1) * lines / (TILE / GROUP)
+    lines_of_groups(bytes, group..group + 1)
 }
+
+/// The same for several groups.
+#[inline(always)]
+pub(crate) fn lines_of_groups(bytes: usize, groups: Range<usize>) -> Range<usize> {
+    let lines = bytes.div_ceil(64);
+    groups.start * lines / (TILE / GROUP)..groups.end * lines / (TILE / GROUP)
+}
+
 /// Bytes of a tile of `cols` columns, at most 256 and a whole number of blocks.
 pub(crate) fn tile_bytes(kind: ElementType, cols: usize) -> usize {
     debug_assert!(cols <= TILE && cols.is_multiple_of(kind.block_len()));

@@ -21,8 +21,8 @@ use crate::portable;
 /// Most tokens of a kernel.
 pub(crate) const TOKENS: usize = 8;
 /// Panels of up to so many tiles, times up to so many tokens, are read one after the other. As measured on Zen 3: with 576
-/// columns a fifth to a half faster, with 2048 a twentieth; longer ones would be slower (Q2_K, Q3_K, Q5_K).
-const TILES_IN_LINE: usize = 8;
+/// columns a fifth faster, with 1536 a tenth to a quarter slower.
+const TILES_IN_LINE: usize = 4;
 const TOKENS_IN_LINE: usize = 4;
 /// How far ahead memory is asked for then.
 const TILES_AHEAD_IN_LINE: usize = 2;

@@ -63,7 +63,7 @@ impl Roofline<'_> {
         self.limits.get_or_init(|| {
             let floats = limits::multiply_add_peak(self.pool, 20);
             let integers = limits::integer_multiply_add_peak(self.pool, 20).unwrap_or(f64::INFINITY);
-            Limits { read: limits::read_bandwidth(self.pool, 5), integers, floats }
+            Limits { read: limits::ReadTest::new().bandwidth(self.pool, 5), integers, floats }
         })
     }
 
