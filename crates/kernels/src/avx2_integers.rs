@@ -13,11 +13,13 @@ use std::ops::Range;
 
 use crate::activations::{WORDS, section};
 use crate::avx2::prefetch_here;
-use crate::packed_layout::{GROUP, TILE, lines_of_groups};
+use crate::packed_layout::{GROUP, TILE};
 use crate::tile_walk::TileWork;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
+/// Groups of a whole tile.
+const GROUPS: usize = TILE / GROUP;
 
 /// How the tiles of a type are read. A value is what is read once for a tile: its scales.
 pub(crate) trait Format: Copy {
@@ -38,6 +40,9 @@ pub(crate) trait Format: Copy {
     const MINIMUM_COLUMNS: usize = 0;
     /// Bytes of a whole tile, for the prefetch.
     const BYTES: usize;
+    /// How many groups ahead several panels' memory is asked for. Near is better, as measured on Zen 3: where bytes are read in
+    /// order, they come from memory to the second cache unasked.
+    const AHEAD: usize = GROUPS / 2;
 
     /// Where the codes of a group of 32 columns lie.
     type Group;
@@ -188,22 +193,22 @@ unsafe fn add_products<F: Format, const T: usize, const P: usize>(work: &TileWor
         let mut index = 0;
         while P > 1 && index + 4 <= groups {
             // Written out: what four groups share is found once, and it is known where in their bytes their codes lie.
-            let half = const { F::BYTES.div_ceil(2 * LINE) };
-            let lines = index / 4 * half;
-            ask::<P>(work, first, lines..lines + half / 4);
+            ask::<F, P>(work, first, index + F::AHEAD);
             group::<F, T, P>(&formats, index, x, &mut s);
-            ask::<P>(work, first, lines + half / 4..lines + half / 2);
+            ask::<F, P>(work, first, index + F::AHEAD + 1);
             group::<F, T, P>(&formats, index + 1, x, &mut s);
-            ask::<P>(work, first, lines + half / 2..lines + half * 3 / 4);
+            ask::<F, P>(work, first, index + F::AHEAD + 2);
             group::<F, T, P>(&formats, index + 2, x, &mut s);
-            ask::<P>(work, first, lines + half * 3 / 4..lines + half);
+            ask::<F, P>(work, first, index + F::AHEAD + 3);
             group::<F, T, P>(&formats, index + 3, x, &mut s);
             index += 4;
         }
         // A short tile is the last of its panel, and asks for a whole one.
-        let share = (TILE / GROUP).checked_div(groups).unwrap_or(1);
+        let share = GROUPS.checked_div(groups).unwrap_or(1);
         while index < groups {
-            ask::<P>(work, first, lines_of_groups(F::BYTES, index * share..(index + 1) * share));
+            for ahead in index * share..(index + 1) * share {
+                ask::<F, P>(work, first, GROUPS + ahead);
+            }
             group::<F, T, P>(&formats, index, x, &mut s);
             index += 1;
         }
@@ -213,14 +218,20 @@ unsafe fn add_products<F: Format, const T: usize, const P: usize>(work: &TileWor
     }
 }
 
-/// Asks for lines of the tiles of `P` panels that come next.
+/// Asks for a share of the tiles of `P` panels, as large as that of group `group`, or behind the last group of those that come
+/// next.
 #[inline(always)]
-fn ask<const P: usize>(work: &TileWork, first: usize, lines: Range<usize>) {
-    if work.ahead != 0 {
-        for line in lines {
-            for panel in first..first + P {
-                prefetch_here(work.tile.wrapping_add(panel * work.panel_bytes + work.ahead + line * LINE));
-            }
+fn ask<F: Format, const P: usize>(work: &TileWork, first: usize, group: usize) {
+    if work.ahead == 0 {
+        return;
+    }
+    let (tile, group) =
+        if group < GROUPS { (work.tile, group) } else { (work.tile.wrapping_add(work.ahead), group - GROUPS) };
+    let half = const { F::BYTES.div_ceil(2 * LINE) };
+    for line in group % 4 * half / 4..(group % 4 + 1) * half / 4 {
+        let at = (group / 4 * half + line) * LINE;
+        for panel in first..first + P {
+            prefetch_here(tile.wrapping_add(panel * work.panel_bytes + at));
         }
     }
 }

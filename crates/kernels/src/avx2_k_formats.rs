@@ -297,6 +297,8 @@ impl Format for Q6K {
     const SUM_COLUMNS: usize = 16;
     const OFFSET_BITS: i32 = 5;
     const BYTES: usize = 1680;
+    /// High bits lie behind all low ones: half a tile ahead they would come too late.
+    const AHEAD: usize = 8;
     type Group = KGroup;
 
     #[inline(always)]

@@ -44,14 +44,8 @@ pub(crate) const GROUP: usize = 32;
 /// The cache lines of a tile of `bytes` that are asked for along with group `group` of the one before: an eighth of them.
 #[inline(always)]
 pub(crate) fn lines_of_group(bytes: usize, group: usize) -> Range<usize> {
-    lines_of_groups(bytes, group..group + 1)
-}
-
-/// The same for several groups.
-#[inline(always)]
-pub(crate) fn lines_of_groups(bytes: usize, groups: Range<usize>) -> Range<usize> {
     let lines = bytes.div_ceil(64);
-    groups.start * lines / (TILE / GROUP)..groups.end * lines / (TILE / GROUP)
+    group * lines / (TILE / GROUP)..(group + 1) * lines / (TILE / GROUP)
 }
 
 /// Bytes of a tile of `cols` columns, at most 256 and a whole number of blocks.
