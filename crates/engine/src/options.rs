@@ -66,7 +66,7 @@ pub struct EngineOptions {
     pub max_running: usize,
     /// Requests that may wait; more are refused with [`Error::QueueFull`](crate::Error::QueueFull).
     pub max_queue: usize,
-    /// How long a step may take where a prompt is read while other answers stream; 1.3 times that for prompts of more than
+    /// How long a step may take where a prompt is read while other answers stream; 1.25 times that for prompts of more than
     /// 512 tokens, two and a half times as long where no answer streams, and less where the answers' own steps are fast.
     /// [`Duration::MAX`] for whole chunks always.
     pub step_budget: Duration,

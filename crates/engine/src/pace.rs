@@ -17,14 +17,14 @@ const KEPT: f64 = 0.75;
 /// Every step reads the weights, whatever it reads besides, so a long prompt pays for many short steps: beside one of more
 /// tokens than this, a step may take [`LONGER`] budgets.
 const LONG_PROMPT: usize = 512;
-/// With the default budget, 390 ms, which leaves room below half a second for steps that take longer than the ones before.
-const LONGER: f64 = 1.3;
+/// With the default budget, 375 ms, which leaves room below half a second for steps that take longer than the ones before.
+const LONGER: f64 = 1.25;
 /// Prompts hold streams up for this many of their own steps, or for a good piece, whichever is more: with a small model that
 /// is far less than the budget, and costs hardly anything.
 const OWN_STEPS: f64 = 3.0;
 /// A good piece of a short prompt, and of a long one.
 const SHORT_PIECE: usize = 48;
-const LONG_PIECE: usize = 256;
+const LONG_PIECE: usize = 192;
 /// And where more prompts wait than answers are written: larger pieces take less time in all, and fewer wait for them.
 const CROWD_PIECE: usize = 128;
 /// The next step may have this many times the tokens of the latest ones, so that one odd measurement misleads it no further.

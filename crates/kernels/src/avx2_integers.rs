@@ -173,6 +173,8 @@ struct Sums<const T: usize, const P: usize> {
     floats: [[__m256; T]; P],
 }
 
+/// The products of the tiles of `P` panels, from panel `first` on, with `T` tokens. Side by side they share what is read of the
+/// tokens, and a core reads several streams.
 #[inline(always)]
 unsafe fn add_products<F: Format, const T: usize, const P: usize>(work: &TileWork, first: usize) {
     // SAFETY: the caller's promise, see `integer_tile`.
@@ -191,7 +193,7 @@ unsafe fn add_products<F: Format, const T: usize, const P: usize>(work: &TileWor
             }
         }
         let mut index = 0;
-        while P > 1 && index + 4 <= groups {
+        while P > 1 && groups == GROUPS && index < groups {
             // Written out: what four groups share is found once, and it is known where in their bytes their codes lie.
             ask::<F, P>(work, first, index + F::AHEAD);
             group::<F, T, P>(&formats, index, x, &mut s);
@@ -218,8 +220,7 @@ unsafe fn add_products<F: Format, const T: usize, const P: usize>(work: &TileWor
     }
 }
 
-/// Asks for a share of the tiles of `P` panels, as large as that of group `group`, or behind the last group of those that come
-/// next.
+/// Asks for an eighth of the tiles of `P` panels, in the place of group `group`; from group 8 on, of the tiles that come next.
 #[inline(always)]
 fn ask<F: Format, const P: usize>(work: &TileWork, first: usize, group: usize) {
     if work.ahead == 0 {
