@@ -4,6 +4,8 @@
 use octet_kernels::ThreadPool;
 use octet_kernels::limits::{ReadTest, integer_multiply_add_peak};
 
+use super::row::mean_and_deviation;
+
 /// Passes at each moment; the best of them counts.
 const PASSES: usize = 3;
 
@@ -23,15 +25,11 @@ impl Limits {
 
     /// Bytes per second read from memory.
     pub fn read_bandwidth(&self) -> f64 {
-        mean(&self.reads).unwrap_or(0.0)
+        mean_and_deviation(&self.reads).0
     }
 
     /// Multiply-adds of 8-bit integers per second; `None` where there are no instructions for them.
     pub fn multiply_adds(&self) -> Option<f64> {
-        mean(&self.multiply_adds)
+        (!self.multiply_adds.is_empty()).then(|| mean_and_deviation(&self.multiply_adds).0)
     }
-}
-
-fn mean(values: &[f64]) -> Option<f64> {
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }

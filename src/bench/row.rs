@@ -236,7 +236,8 @@ fn share(row: &Row) -> String {
     }
 }
 
-fn mean_and_deviation(samples: &[f64]) -> (f64, f64) {
+/// Mean and standard deviation, which is 0 of a single sample.
+pub(super) fn mean_and_deviation(samples: &[f64]) -> (f64, f64) {
     let n = samples.len() as f64;
     let mean = samples.iter().sum::<f64>() / n;
     let squares: f64 = samples.iter().map(|s| (s - mean).powi(2)).sum();

@@ -221,6 +221,7 @@ unsafe fn add_products<F: Format, const T: usize, const P: usize>(work: &TileWor
 }
 
 /// Asks for an eighth of the tiles of `P` panels, in the place of group `group`; from group 8 on, of the tiles that come next.
+/// As `lines_of_group`, but by halves: so their number is known where four groups are written out.
 #[inline(always)]
 fn ask<F: Format, const P: usize>(work: &TileWork, first: usize, group: usize) {
     if work.ahead == 0 {
