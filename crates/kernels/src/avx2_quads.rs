@@ -1,26 +1,30 @@
 //! Products of many tokens by AVX2: a tile of four panels is unpacked into the first cache, codes to bytes and scales to what
-//! the inner loop wants, and multiplied by two tokens at a time (four, where codes are signed).
+//! the inner loop wants, and multiplied by two tokens at a time.
 //!
 //! The steps are written in assembly, because the compiler takes additions of integers for a tree that it may reorder, needs
 //! more registers for that than there are, and loses up to a third of the speed to memory.
 //!
 //! The integers and the float operations are those of `avx2_integers.rs`, in the same order, so the bits are the same too.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use octet_checkpoint::ElementType;
 
-use crate::activations::{ActivationView, section};
+use crate::activations::{ActivationView, WORDS, section};
 use crate::avx2::prefetch;
-use crate::avx2_integers::{Format, Tokens, minimum_pairs};
+use crate::avx2_integers::{Format, minimum_pairs};
 use crate::packed::PackedShape;
 use crate::packed_layout::{GROUP, ROWS, TILE};
 use crate::quads::{PANELS, QuadSums, QuadWork, for_each_tile, of_format};
 
 mod signed;
 mod unsigned;
+
+/// Tokens of a step.
+const TOKENS: usize = 2;
 
 type Kernel = unsafe fn(&QuadWork);
 
@@ -32,7 +36,8 @@ fn kernel(kind: ElementType) -> Option<Kernel> {
 pub(crate) fn from_tokens(kind: ElementType) -> Option<usize> {
     use ElementType::*;
     kernel(kind).map(|_| match kind {
-        Q8_0 | IQ4_NL | IQ4_XS => 12,
+        Q8_0 => 10,
+        IQ4_NL | IQ4_XS => 6,
         Q3_K => 4,
         _ => 5,
     })
@@ -50,7 +55,7 @@ pub(crate) unsafe fn panels(
     sums: &mut [QuadSums],
 ) {
     let kernel = kernel(shape.kind).expect("the caller asked from how many tokens on");
-    for_each_tile(shape, bytes, x, (tokens, signed::TOKENS), sums, |work| {
+    for_each_tile(shape, bytes, x, (tokens, TOKENS), sums, |work| {
         // SAFETY: the machine has the instructions; tiles, activations and sums are there.
         unsafe { kernel(work) };
     });
@@ -63,7 +68,10 @@ type Floats = __m256;
 /// A tile of four panels, of any integer type. What a type does not use is not initialised.
 #[repr(C, align(64))]
 struct UnpackedQuad {
-    codes: [[MaybeUninit<Ints>; PANELS]; TILE / 4],
+    /// Four columns of the panels; twice as much where codes are signed, and stand in 16 bits.
+    codes: [[MaybeUninit<Ints>; PANELS]; TILE / 2],
+    /// Of signed codes: minus the sums of products of neighbours, of all groups that share a scale.
+    minus_pairs: [[MaybeUninit<Ints>; PANELS]; TILE / GROUP],
     scales: [[MaybeUninit<Ints>; PANELS]; TILE / 16],
     minimums: [[MaybeUninit<Ints>; PANELS]; TILE / GROUP],
     d: [[MaybeUninit<Floats>; PANELS]; TILE / GROUP],
@@ -82,7 +90,13 @@ unsafe fn multiply<F: Format>(work: &QuadWork) {
     let quad = unsafe { quad.assume_init_mut() };
     for panel in 0..PANELS {
         // SAFETY: the caller's promise.
-        unsafe { unpack::<F>(work.tiles[panel], groups, panel, quad) };
+        unsafe {
+            if F::SIGNED {
+                signed::unpack::<F>(work.tiles[panel], groups, panel, quad);
+            } else {
+                unpack::<F>(work.tiles[panel], groups, panel, quad);
+            }
+        }
     }
     // Where sums of tokens go that only fill a step.
     let mut no_one: QuadSums = [0.0; PANELS * ROWS];
@@ -93,23 +107,21 @@ unsafe fn multiply<F: Format>(work: &QuadWork) {
             std::slice::from_raw_parts_mut(work.sums, work.tokens).fill([0.0; PANELS * ROWS]);
         }
         let sums = |token: usize| if token < work.tokens { work.sums.add(token).cast::<f32>() } else { no_one };
-        let step = if F::SIGNED { signed::TOKENS } else { unsigned::TOKENS };
         // Some of the next tile's lines at each step: all at once would keep everything else waiting.
         let lines = (F::BYTES * work.next_cols / TILE).div_ceil(64);
-        let (mut asked, at_once) = (0, lines.div_ceil(work.tokens.div_ceil(step)));
-        for first in (0..work.tokens).step_by(step) {
+        let (mut asked, at_once) = (0, lines.div_ceil(work.tokens.div_ceil(TOKENS)));
+        for first in (0..work.tokens).step_by(TOKENS) {
             let until = (asked + at_once).min(lines);
             for line in asked..until {
                 work.next.iter().for_each(|next| prefetch(next.wrapping_add(line * 64)));
             }
             asked = until;
             let x = work.x.add(first).cast::<u32>();
+            let sums = [sums(first), sums(first + 1)];
             if F::SIGNED {
-                let sums = [sums(first), sums(first + 1), sums(first + 2), sums(first + 3)];
-                signed::multiply::<F>(quad, groups, x, sums, 0);
-                signed::multiply::<F>(quad, groups, x, sums, signed::PANELS_AT_ONCE);
+                signed::multiply::<F>(quad, groups, x, sums);
             } else {
-                unsigned::multiply::<F>(quad, groups, x, [sums(first), sums(first + 1)]);
+                unsigned::multiply::<F>(quad, groups, x, sums);
             }
         }
     }
@@ -151,53 +163,163 @@ unsafe fn unpack<F: Format>(tile: *const u8, groups: usize, panel: usize, quad: 
     }
 }
 
-/// Sums of some tokens and panels.
+/// Sums of the tokens and panels of a step.
 #[repr(C, align(64))]
-struct Sums<const P: usize, const T: usize>([[Ints; P]; T]);
+struct Sums([[Ints; PANELS]; TOKENS]);
 
-impl<const P: usize, const T: usize> Sums<P, T> {
+impl Sums {
     #[target_feature(enable = "avx2")]
-    fn zero() -> Self {
-        Sums([[_mm256_setzero_si256(); P]; T])
+    fn zero() -> Sums {
+        Sums([[_mm256_setzero_si256(); PANELS]; TOKENS])
     }
 }
 
-/// The float end of a tile with integer scales: of one token and `P` panels from `first_panel` on.
+/// Assembly of the given lines on the sums of two tokens and four panels, `$s`; `=> _` where they are not wanted afterwards.
+macro_rules! on_sums {
+    ($s:ident $(=> $end:tt)?, $($line:expr,)+ ; $($operands:tt)+) => {
+        asm!(
+            $($line,)+
+            s00 = inout(ymm_reg) $s[0][0] $(=> $end)?, s01 = inout(ymm_reg) $s[0][1] $(=> $end)?,
+            s02 = inout(ymm_reg) $s[0][2] $(=> $end)?, s03 = inout(ymm_reg) $s[0][3] $(=> $end)?,
+            s10 = inout(ymm_reg) $s[1][0] $(=> $end)?, s11 = inout(ymm_reg) $s[1][1] $(=> $end)?,
+            s12 = inout(ymm_reg) $s[1][2] $(=> $end)?, s13 = inout(ymm_reg) $s[1][3] $(=> $end)?,
+            $($operands)+
+        )
+    };
+}
+use on_sums;
+
+/// A line for each panel.
+macro_rules! each_panel {
+    ($line:ident $(, $token:literal)?) => {
+        concat!($line!($($token,)? 0), $line!($($token,)? 1), $line!($($token,)? 2), $line!($($token,)? 3))
+    };
+}
+use each_panel;
+
+/// The sum of products with a panel's minimums in `{s..}`, two tokens.
+macro_rules! minimum_products {
+    ($panel:literal) => {
+        concat!(
+            "vmovdqa {c}, [{minimums} + 32*",
+            $panel,
+            "]\n",
+            "vpmaddwd {m}, {c}, {b0}\n",
+            "vpmaddwd {c}, {c}, {b1}\n",
+            "vpaddd {s0",
+            $panel,
+            "}, {s0",
+            $panel,
+            "}, {m}\n",
+            "vpaddd {s1",
+            $panel,
+            "}, {s1",
+            $panel,
+            "}, {c}\n",
+        )
+    };
+}
+
+/// `{c}` = an integer times two scales, added to the float in memory; the activations' scale is in `{b0}`.
+macro_rules! float_end {
+    ($token:literal, $panel:literal) => {
+        concat!(
+            "vmulps {m}, {b0}, [{d} + 32*",
+            $panel,
+            "]\n",
+            "vcvtdq2ps {c}, [{ints} + 128*",
+            $token,
+            " + 32*",
+            $panel,
+            "]\n",
+            "vfmadd213ps {c}, {m}, [{sums",
+            $token,
+            "} + 32*",
+            $panel,
+            "]\n",
+        )
+    };
+}
+
+/// The same put to memory.
+macro_rules! put_end {
+    ($token:literal, $panel:literal) => {
+        concat!(float_end!($token, $panel), "vmovups [{sums", $token, "} + 32*", $panel, "], {c}\n")
+    };
+}
+
+/// The same after the sum of minimums, which is in `{s..}`.
+macro_rules! put_end_with_minimum {
+    ($token:literal, $panel:literal) => {
+        concat!(
+            float_end!($token, $panel),
+            "vmulps {m}, {b0}, [{dmin} + 32*",
+            $panel,
+            "]\n",
+            "vcvtdq2ps {s",
+            $token,
+            $panel,
+            "}, {s",
+            $token,
+            $panel,
+            "}\n",
+            "vfmadd213ps {s",
+            $token,
+            $panel,
+            "}, {m}, {c}\n",
+            "vmovups [{sums",
+            $token,
+            "} + 32*",
+            $panel,
+            "], {s",
+            $token,
+            $panel,
+            "}\n",
+        )
+    };
+}
+
+/// The float end of a tile with integer scales.
 ///
 /// # Safety
-/// As for [`multiply`]; `quad` must hold what `F` uses.
-#[inline(always)]
-unsafe fn finish<F: Format, const P: usize>(
-    quad: &UnpackedQuad,
-    groups: usize,
-    x: Tokens<1>,
-    ints: &[Ints; P],
-    first_panel: usize,
-    sums: *mut f32,
-) {
-    // SAFETY: the caller's promise.
+/// As for [`multiply`]; `quad` must hold what `F` uses, and `sums` point to the sums of two tokens.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn finish<F: Format>(quad: &UnpackedQuad, groups: usize, x: *const u32, ints: &Sums, sums: [*mut f32; TOKENS]) {
+    let (d, ints) = (quad.d[0].as_ptr(), ints.0.as_ptr());
+    // SAFETY: the caller's promise; the assembly reads and writes what it points to, and nothing else.
     unsafe {
-        let mut minimums = [_mm256_setzero_si256(); P];
-        if F::MINIMUM_COLUMNS > 0 {
-            let first_word = if F::MINIMUM_COLUMNS == 16 { section::SUMS_16 } else { section::SUMS_32 };
-            for pair in 0..minimum_pairs::<F>(groups) {
-                let x_sums = x.word(first_word + pair, 0);
-                for (p, sum) in minimums.iter_mut().enumerate() {
-                    let minimum = quad.minimums[pair][first_panel + p].assume_init();
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(minimum, x_sums));
-                }
-            }
-        }
-        let x_scale = x.float(section::SCALE, 0);
-        for p in 0..P {
-            let (panel, at) = (first_panel + p, sums.add(ROWS * (first_panel + p)));
-            let d = _mm256_mul_ps(quad.d[0][panel].assume_init(), x_scale);
-            let mut y = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(ints[p]), _mm256_loadu_ps(at));
-            if F::MINIMUM_COLUMNS > 0 {
-                let dmin = _mm256_mul_ps(quad.dmin[0][panel].assume_init(), x_scale);
-                y = _mm256_fmadd_ps(dmin, _mm256_cvtepi32_ps(minimums[p]), y);
-            }
-            _mm256_storeu_ps(at, y);
+        let scale = x.add(section::SCALE);
+        if F::MINIMUM_COLUMNS == 0 {
+            asm!(
+                "vbroadcastss {b0}, dword ptr [{scale}]",
+                each_panel!(put_end, 0),
+                "vbroadcastss {b0}, dword ptr [{scale} + {token}]",
+                each_panel!(put_end, 1),
+                scale = in(reg) scale, token = const WORDS * 4, d = in(reg) d, ints = in(reg) ints,
+                sums0 = in(reg) sums[0], sums1 = in(reg) sums[1],
+                b0 = out(ymm_reg) _, m = out(ymm_reg) _, c = out(ymm_reg) _,
+                options(nostack, preserves_flags)
+            );
+        } else {
+            let words = x.add(if F::MINIMUM_COLUMNS == 16 { section::SUMS_16 } else { section::SUMS_32 });
+            let s = [[_mm256_setzero_si256(); PANELS]; TOKENS];
+            on_sums!(s => _,
+                "2:",
+                "vpbroadcastd {b0}, dword ptr [{words}]", "vpbroadcastd {b1}, dword ptr [{words} + {token}]",
+                each_panel!(minimum_products),
+                "add {words}, 4", "add {minimums}, 128", "dec {pairs}", "jnz 2b",
+                "vbroadcastss {b0}, dword ptr [{scale}]",
+                each_panel!(put_end_with_minimum, 0),
+                "vbroadcastss {b0}, dword ptr [{scale} + {token}]",
+                each_panel!(put_end_with_minimum, 1),;
+                words = inout(reg) words => _, minimums = inout(reg) quad.minimums.as_ptr() => _,
+                pairs = inout(reg) minimum_pairs::<F>(groups) => _, dmin = in(reg) quad.dmin[0].as_ptr(),
+                scale = in(reg) scale, token = const WORDS * 4, d = in(reg) d, ints = in(reg) ints,
+                sums0 = in(reg) sums[0], sums1 = in(reg) sums[1],
+                b0 = out(ymm_reg) _, b1 = out(ymm_reg) _, m = out(ymm_reg) _, c = out(ymm_reg) _,
+                options(nostack)
+            );
         }
     }
 }

@@ -2,20 +2,75 @@
 //!
 //! That makes eight sums in 16 bits: they, the four codes of a step and its products fill the sixteen registers. Of the four
 //! pipes that Zen 3 has for vectors two multiply; a step of 256 products keeps those busy for four cycles, and needs six loads.
+//! Sums begin with their first products, not with zeros: an addition less of eight.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::{Ints, Sums, UnpackedQuad, finish};
+use super::{Ints, Sums, TOKENS, UnpackedQuad, each_panel, finish, on_sums};
 use crate::activations::{WORDS, section};
-use crate::avx2_integers::{Format, Tokens, start};
+use crate::avx2_integers::Format;
 use crate::quads::PANELS;
 
-/// Tokens of a step.
-pub(super) const TOKENS: usize = 2;
+/// Where sums in 16 bits of a token begin: see [`start`](crate::avx2_integers::start).
+macro_rules! begin {
+    (nothing, $token:literal) => {
+        ""
+    };
+    (offset, $token:literal) => {
+        concat!("vpbroadcastd {m2}, dword ptr [{minus} + {token}*", $token, "]\nvpsllw {m2}, {m2}, {bits}\n")
+    };
+}
 
-/// Four columns of 32 rows times two tokens: `{s..}` += products of the codes at `{codes}` and the words at `{x}`.
+macro_rules! first_product {
+    (nothing, $token:literal, $panel:literal) => {
+        concat!("vpmaddubsw {s", $token, $panel, "}, {q", $panel, "}, {b}\n")
+    };
+    (offset, $token:literal, $panel:literal) => {
+        concat!(
+            first_product!(nothing, $token, $panel),
+            "vpaddw {s",
+            $token,
+            $panel,
+            "}, {s",
+            $token,
+            $panel,
+            "}, {m2}\n"
+        )
+    };
+}
+
+macro_rules! first_products {
+    ($begin:ident, $token:literal) => {
+        concat!(
+            begin!($begin, $token),
+            "vpbroadcastd {b}, dword ptr [{x} + {token}*",
+            $token,
+            "]\n",
+            first_product!($begin, $token, 0),
+            first_product!($begin, $token, 1),
+            first_product!($begin, $token, 2),
+            first_product!($begin, $token, 3),
+        )
+    };
+}
+
+/// Four columns of 32 rows times two tokens: `{s..}` = products of the codes at `{codes}` and the words at `{x}`.
+macro_rules! first_step {
+    ($begin:ident) => {
+        concat!(
+            "vmovdqa {q0}, [{codes}]\n",
+            "vmovdqa {q1}, [{codes} + 32]\n",
+            "vmovdqa {q2}, [{codes} + 64]\n",
+            "vmovdqa {q3}, [{codes} + 96]\n",
+            first_products!($begin, 0),
+            first_products!($begin, 1),
+        )
+    };
+}
+
+/// The same for columns `4 vector ..+ 4`, added to the sums.
 macro_rules! unsigned_step {
     ($vector:literal) => {
         concat!(
@@ -53,18 +108,6 @@ macro_rules! unsigned_step {
             "vpmaddubsw {m1}, {q3}, {b}\n",
             "vpaddw {s12}, {s12}, {m0}\n",
             "vpaddw {s13}, {s13}, {m1}\n",
-        )
-    };
-}
-
-/// `assembly` of the given lines on the sums of two tokens and four panels, `$s`.
-macro_rules! on_sums {
-    ($s:ident, $($line:expr,)+ ; $($operands:tt)+) => {
-        asm!(
-            $($line,)+
-            s00 = inout(ymm_reg) $s[0][0], s01 = inout(ymm_reg) $s[0][1], s02 = inout(ymm_reg) $s[0][2], s03 = inout(ymm_reg) $s[0][3],
-            s10 = inout(ymm_reg) $s[1][0], s11 = inout(ymm_reg) $s[1][1], s12 = inout(ymm_reg) $s[1][2], s13 = inout(ymm_reg) $s[1][3],
-            $($operands)+
         )
     };
 }
@@ -152,34 +195,25 @@ macro_rules! put_float {
     };
 }
 
-/// A line for each panel.
-macro_rules! each_panel {
-    ($line:ident, $token:literal) => {
-        concat!($line!($token, 0), $line!($token, 1), $line!($token, 2), $line!($token, 3))
-    };
-}
-
 /// Two tokens times a quad of unsigned codes.
 ///
 /// # Safety
 /// As for [`multiply`](super::multiply); `quad` must hold what `F` uses, and `sums` point to the sums of two tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn multiply<F: Format>(quad: &UnpackedQuad, groups: usize, x: *const u32, sums: [*mut f32; TOKENS]) {
-    let mut ints = Sums::<PANELS, TOKENS>::zero();
+    let mut ints = Sums::zero();
     let codes = quad.codes.as_ptr();
     // SAFETY: the caller's promise; the assembly reads and writes what it points to, and nothing else.
     unsafe {
         for group in 0..groups {
-            let mut s = begun::<F>(
-                x,
-                if F::SUM_COLUMNS == 16 { section::OFFSET_16 + 2 * group } else { section::OFFSET_32 + group },
-            );
-            four_vectors(codes.add(8 * group), x.add(8 * group), &mut s);
+            let minus = if F::SUM_COLUMNS == 16 { section::OFFSET_16 + 2 * group } else { section::OFFSET_32 + group };
+            let mut s = first_vectors::<F>(codes.add(8 * group), x.add(8 * group), x.add(minus));
             if F::SUM_COLUMNS == 16 {
                 add_scaled(&mut s, quad.scales[2 * group].as_ptr(), &mut ints);
-                s = begun::<F>(x, section::OFFSET_16 + 2 * group + 1);
+                s = first_vectors::<F>(codes.add(8 * group + 4), x.add(8 * group + 4), x.add(minus + 1));
+            } else {
+                more_vectors(codes.add(8 * group + 4), x.add(8 * group + 4), &mut s);
             }
-            four_vectors(codes.add(8 * group + 4), x.add(8 * group + 4), &mut s);
             if F::FLOAT_SCALES {
                 add_floats::<F>(quad, group, x, &mut s, sums);
             } else {
@@ -187,33 +221,55 @@ pub(super) unsafe fn multiply<F: Format>(quad: &UnpackedQuad, groups: usize, x: 
             }
         }
         if !F::FLOAT_SCALES {
-            for (token, sums) in sums.into_iter().enumerate() {
-                finish::<F, PANELS>(quad, groups, Tokens(x.add(token * WORDS)), &ints.0[token], 0, sums);
-            }
+            finish::<F>(quad, groups, x, &ints, sums);
         }
     }
 }
 
 type ShortSums = [[Ints; PANELS]; TOKENS];
 
-/// Where sums in 16 bits start, see [`start`].
-///
-/// # Safety
-/// The activations must be there, and the machine have AVX2.
-#[inline(always)]
-unsafe fn begun<F: Format>(x: *const u32, minus_sum: usize) -> ShortSums {
-    // SAFETY: the caller's promise.
-    let [one, other] = unsafe { start::<F, TOKENS>(minus_sum, Tokens(x)) };
-    [[one; PANELS], [other; PANELS]]
-}
-
-/// Adds the products of 16 columns.
+/// The products of 16 columns; `minus` has minus the activations' sum.
 ///
 /// # Safety
 /// Codes and activations must be there, and the machine have AVX2.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn four_vectors(codes: *const [MaybeUninit<Ints>; PANELS], x: *const u32, s: &mut ShortSums) {
+unsafe fn first_vectors<F: Format>(
+    codes: *const [MaybeUninit<Ints>; PANELS],
+    x: *const u32,
+    minus: *const u32,
+) -> ShortSums {
+    let (s00, s01, s02, s03, s10, s11, s12, s13): (Ints, Ints, Ints, Ints, Ints, Ints, Ints, Ints);
+    macro_rules! vectors {
+        ($begin:ident, $($operands:tt)*) => {
+            asm!(first_step!($begin), unsigned_step!(1), unsigned_step!(2), unsigned_step!(3),
+                s00 = out(ymm_reg) s00, s01 = out(ymm_reg) s01, s02 = out(ymm_reg) s02, s03 = out(ymm_reg) s03,
+                s10 = out(ymm_reg) s10, s11 = out(ymm_reg) s11, s12 = out(ymm_reg) s12, s13 = out(ymm_reg) s13,
+                codes = in(reg) codes, x = in(reg) x, token = const WORDS * 4, $($operands)*
+                q0 = out(ymm_reg) _, q1 = out(ymm_reg) _, q2 = out(ymm_reg) _, q3 = out(ymm_reg) _,
+                b = out(ymm_reg) _, m0 = out(ymm_reg) _, m1 = out(ymm_reg) _, m2 = out(ymm_reg) _,
+                options(pure, readonly, nostack, preserves_flags)
+            )
+        };
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        if F::OFFSET_BITS == 0 {
+            vectors!(nothing,);
+        } else {
+            vectors!(offset, minus = in(reg) minus, bits = const F::OFFSET_BITS,);
+        }
+    }
+    [[s00, s01, s02, s03], [s10, s11, s12, s13]]
+}
+
+/// Adds the products of 16 more columns.
+///
+/// # Safety
+/// Codes and activations must be there, and the machine have AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn more_vectors(codes: *const [MaybeUninit<Ints>; PANELS], x: *const u32, s: &mut ShortSums) {
     // SAFETY: the caller's promise.
     unsafe {
         on_sums!(s, unsigned_step!(0), unsigned_step!(1), unsigned_step!(2), unsigned_step!(3),;
@@ -231,7 +287,7 @@ unsafe fn four_vectors(codes: *const [MaybeUninit<Ints>; PANELS], x: *const u32,
 /// The scales must be there, and the machine have AVX2.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn add_scaled(s: &mut ShortSums, scales: *const MaybeUninit<Ints>, ints: &mut Sums<PANELS, TOKENS>) {
+unsafe fn add_scaled(s: &mut ShortSums, scales: *const MaybeUninit<Ints>, ints: &mut Sums) {
     // SAFETY: the caller's promise.
     unsafe {
         on_sums!(s,
