@@ -5,48 +5,76 @@
 
 use crate::packed_layout::ROWS;
 
-/// Puts the 32-bit elements of `rows`, all of one length, in turn into `out`.
-pub(crate) fn words(rows: [&[u8]; ROWS], out: &mut [u8]) {
-    #[cfg(target_arch = "x86_64")]
-    if std::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2.
-        return unsafe { words_avx2(rows, out) };
-    }
-    by_fours(rows, out, four_words);
+/// Eight rows, or the parts of them from some byte on: row `r` begins at byte `r * stride`.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    bytes: &'a [u8],
+    stride: usize,
 }
 
-/// Puts four elements of every row at a time. Where their number is no multiple of four, the last four are put once more: the
-/// elements come where they are already.
-#[inline(always)]
-fn by_fours(rows: [&[u8]; ROWS], out: &mut [u8], four: impl Fn([&[u8; 16]; ROWS], &mut [u8; 16 * ROWS])) {
-    let quads = rows.map(|row| row.as_chunks::<16>().0);
-    for (at, block) in out.as_chunks_mut::<{ 16 * ROWS }>().0.iter_mut().enumerate() {
-        four(quads.map(|quads| &quads[at]), block);
+impl<'a> Rows<'a> {
+    pub(crate) fn new(bytes: &'a [u8], stride: usize) -> Rows<'a> {
+        Rows { bytes, stride }
     }
-    let is_whole = out.len().is_multiple_of(16 * ROWS);
-    match (rows[0].last_chunk::<16>(), out.last_chunk_mut()) {
-        (Some(_), Some(block)) if !is_whole => four(rows.map(|row| row.last_chunk().expect("of one length")), block),
-        _ if is_whole => {}
-        _ => one_by_one::<4>(rows, out),
+
+    /// Their bytes from `at` on.
+    pub(crate) fn from(self, at: usize) -> Rows<'a> {
+        Rows { bytes: &self.bytes[at..], stride: self.stride }
+    }
+
+    /// The first `len` bytes of a row.
+    pub(crate) fn row(self, row: usize, len: usize) -> &'a [u8] {
+        &self.bytes[row * self.stride..][..len]
+    }
+}
+
+/// Puts 32-bit elements of the rows in turn into `out`, as many as it holds.
+pub(crate) fn words(rows: Rows<'_>, out: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if std::is_x86_feature_detected!("avx2") {
+        assert!(rows.bytes.len() >= (ROWS - 1) * rows.stride + out.len() / ROWS, "rows are shorter than is asked for");
+        // SAFETY: the processor has AVX2, and the last row has the bytes, and so have the others.
+        return unsafe { words_avx2(rows, out) };
+    }
+    by_fours(rows, out, |at, out| four_words(std::array::from_fn(|row| chunk(rows, row, at)), out));
+}
+
+/// Sixteen bytes of a row.
+fn chunk<'a>(rows: Rows<'a>, row: usize, at: usize) -> &'a [u8; 16] {
+    rows.from(at).row(row, 16).try_into().expect("sixteen bytes")
+}
+
+/// Puts four elements of every row at a time: `four` those at a byte. Where their number is no multiple of four, the last four
+/// are put once more: the elements come where they are already.
+#[inline(always)]
+fn by_fours(rows: Rows<'_>, out: &mut [u8], four: impl Fn(usize, &mut [u8; 16 * ROWS])) {
+    let len = out.len() / ROWS;
+    for (at, block) in out.as_chunks_mut().0.iter_mut().enumerate() {
+        four(16 * at, block);
+    }
+    match out.last_chunk_mut() {
+        _ if len.is_multiple_of(16) => {}
+        Some(block) => four(len - 16, block),
+        None => one_by_one::<4>(rows, out),
     }
 }
 
 /// Puts elements of `SIZE` bytes in turn.
-pub(crate) fn one_by_one<const SIZE: usize>(rows: [&[u8]; ROWS], out: &mut [u8]) {
-    for (row, elements) in rows.iter().enumerate() {
+pub(crate) fn one_by_one<const SIZE: usize>(rows: Rows<'_>, out: &mut [u8]) {
+    let len = out.len() / ROWS;
+    for row in 0..ROWS {
         let places = out.as_chunks_mut::<SIZE>().0.iter_mut().skip(row).step_by(ROWS);
-        places.zip(elements.as_chunks::<SIZE>().0).for_each(|(place, element)| *place = *element);
+        places.zip(rows.row(row, len).as_chunks::<SIZE>().0).for_each(|(place, element)| *place = *element);
     }
 }
 
 /// Puts `COUNT` 16-bit elements of every row in turn.
-pub(crate) fn halves<const COUNT: usize>(rows: [&[u8]; ROWS], out: &mut [u8]) {
+pub(crate) fn halves<const COUNT: usize>(rows: Rows<'_>, out: &mut [u8]) {
     let (out, _) = out.as_chunks_mut::<2>();
     let (out, _) = out.as_chunks_mut::<ROWS>();
     let out: &mut [[[u8; 2]; ROWS]; COUNT] = out.try_into().expect("as long as the rows together");
-    for (row, elements) in rows.iter().enumerate() {
-        let elements: &[[u8; 2]; COUNT] = elements.as_chunks().0.try_into().expect("so many elements");
-        for (place, element) in out.iter_mut().zip(elements) {
+    for row in 0..ROWS {
+        for (place, element) in out.iter_mut().zip(rows.row(row, 2 * COUNT).as_chunks().0) {
             place[row] = *element;
         }
     }
@@ -76,21 +104,28 @@ fn four_words(rows: [&[u8; 16]; ROWS], out: &mut [u8; 16 * ROWS]) {
     }
 }
 
+/// # Safety
+/// The rows must have an eighth of `out` each, and the processor AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn words_avx2(rows: [&[u8]; ROWS], out: &mut [u8]) {
-    by_fours(rows, out, |rows, out| four_words_avx2(rows, out));
+unsafe fn words_avx2(rows: Rows<'_>, out: &mut [u8]) {
+    // SAFETY: the caller's promise: `by_fours` asks for bytes that the rows have.
+    by_fours(rows, out, |at, out| unsafe { four_words_avx2(rows, at, out) });
 }
 
 /// The same with both halves at once: row `r` in the low lane, row `r + 4` in the high one.
+///
+/// # Safety
+/// The rows must have sixteen bytes at `at`, and the processor AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn four_words_avx2(rows: [&[u8; 16]; ROWS], out: &mut [u8; 16 * ROWS]) {
+unsafe fn four_words_avx2(rows: Rows<'_>, at: usize, out: &mut [u8; 16 * ROWS]) {
     use std::arch::x86_64::*;
-    // SAFETY: each load reads the sixteen bytes of a row, and each store writes 32 of `out`'s.
+    // SAFETY: the caller's promise, and each store writes 32 of `out`'s bytes.
     unsafe {
+        let first = rows.bytes.as_ptr().add(at);
         let quad = |row: usize| {
-            let [low, high] = [row, row + 4].map(|row| _mm_loadu_si128(rows[row].as_ptr().cast()));
+            let [low, high] = [row, row + 4].map(|row| _mm_loadu_si128(first.add(row * rows.stride).cast()));
             _mm256_set_m128i(high, low)
         };
         let [a, b, c, d] = [quad(0), quad(1), quad(2), quad(3)];
@@ -111,7 +146,9 @@ fn four_words_avx2(rows: [&[u8; 16]; ROWS], out: &mut [u8; 16 * ROWS]) {
 /// Four elements of every row.
 #[cfg(not(target_arch = "x86_64"))]
 fn four_words(rows: [&[u8; 16]; ROWS], out: &mut [u8; 16 * ROWS]) {
-    one_by_one::<4>(rows.map(|row| row.as_slice()), out);
+    for (index, place) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        place.copy_from_slice(&rows[index % ROWS][index / ROWS * 4..][..4]);
+    }
 }
 
 /// Asks for the cache lines of `bytes`, which will be read soon.
@@ -131,15 +168,19 @@ mod tests {
     fn shuffles_give_what_single_copies_give() {
         for count in [0, 1, 3, 4, 5, 7, 16, 35, 48] {
             let data: Vec<u8> = (0..ROWS * count * 4).map(|i| (i * 151 % 256) as u8).collect();
-            let rows = std::array::from_fn(|row| &data[row * count * 4..][..count * 4]);
+            let rows = Rows::new(&data, count * 4);
             let mut out = [vec![0; data.len()], vec![0; data.len()], vec![0; data.len()]];
             words(rows, &mut out[0]);
             one_by_one::<4>(rows, &mut out[1]);
-            by_fours(rows, &mut out[2], four_words);
+            by_fours(rows, &mut out[2], |at, out| four_words(std::array::from_fn(|row| chunk(rows, row, at)), out));
             assert_eq!(out[0], out[1], "{count} elements a row");
             assert_eq!(out[2], out[1], "{count} elements a row, by the processor's oldest shuffles");
             for (place, element) in out[0].chunks(4).enumerate() {
-                assert_eq!(element, &rows[place % ROWS][place / ROWS * 4..][..4], "element {place} of {count} a row");
+                assert_eq!(
+                    element,
+                    rows.from(place / ROWS * 4).row(place % ROWS, 4),
+                    "element {place} of {count} a row"
+                );
             }
         }
     }
@@ -148,12 +189,12 @@ mod tests {
     fn halves_give_what_single_copies_give() {
         let data: Vec<u8> = (0..ROWS as u8 * 4).collect();
         let mut out = [[0; 32], [0; 32]];
-        let rows: [&[u8]; ROWS] = std::array::from_fn(|row| &data[row * 4..][..4]);
+        let rows = Rows::new(&data, 4);
         halves::<2>(rows, &mut out[0]);
         one_by_one::<2>(rows, &mut out[1]);
         assert_eq!(out[0], out[1]);
-        halves::<1>(rows.map(|row| &row[..2]), &mut out[0][..16]);
-        one_by_one::<2>(rows.map(|row| &row[..2]), &mut out[1][..16]);
+        halves::<1>(rows, &mut out[0][..16]);
+        one_by_one::<2>(rows, &mut out[1][..16]);
         assert_eq!(out[0], out[1]);
     }
 }

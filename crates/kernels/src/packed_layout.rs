@@ -32,7 +32,7 @@ use std::ops::Range;
 
 use octet_checkpoint::ElementType;
 
-use crate::interleave;
+use crate::interleave::{self, Rows};
 
 /// Rows of a panel.
 pub(crate) const ROWS: usize = 8;
@@ -58,11 +58,10 @@ pub(crate) fn tile_bytes(kind: ElementType, cols: usize) -> usize {
 pub(crate) fn pack_tile(kind: ElementType, rows: &[u8], row_bytes: usize, at: usize, cols: usize, tile: &mut [u8]) {
     use ElementType::*;
     let bytes = cols / kind.block_len() * kind.block_bytes();
-    let blocks: [&[u8]; ROWS] = std::array::from_fn(|row| &rows[row * row_bytes + at..][..bytes]);
     for row in 0..ROWS {
         interleave::soon(ahead(rows, row * row_bytes + at + 2 * bytes, bytes));
     }
-    let mut out = Sections { blocks, tile };
+    let mut out = Sections { blocks: Rows::new(rows, row_bytes).from(at), tile };
     match kind {
         F32 => out.interleave::<4>(0, cols),
         F16 | BF16 => out.interleave::<2>(0, cols),
@@ -99,8 +98,8 @@ pub(crate) fn pack_tile(kind: ElementType, rows: &[u8], row_bytes: usize, at: us
             out.interleave::<4>(4, 33);
         }
         IQ3_XXS | IQ3_S | IQ2_XXS | IQ2_XS | IQ2_S => {
-            for block in blocks {
-                out.put(block);
+            for row in 0..ROWS {
+                out.put(out.blocks.row(row, bytes));
             }
         }
     }
@@ -115,7 +114,7 @@ fn ahead(bytes: &[u8], at: usize, len: usize) -> &[u8] {
 
 /// The blocks of eight rows, and the part of the tile that is not yet written.
 struct Sections<'a, 't> {
-    blocks: [&'a [u8]; ROWS],
+    blocks: Rows<'a>,
     tile: &'t mut [u8],
 }
 
@@ -131,11 +130,10 @@ impl Sections<'_, '_> {
     fn interleave<const SIZE: usize>(&mut self, from: usize, count: usize) {
         let tile = std::mem::take(&mut self.tile);
         let (here, rest) = tile.split_at_mut(count * SIZE * ROWS);
-        let elements = self.blocks.map(|block| &block[from..][..count * SIZE]);
         if SIZE == 4 {
-            interleave::words(elements, here);
+            interleave::words(self.blocks.from(from), here);
         } else {
-            interleave::one_by_one::<SIZE>(elements, here);
+            interleave::one_by_one::<SIZE>(self.blocks.from(from), here);
         }
         self.tile = rest;
     }
@@ -144,7 +142,7 @@ impl Sections<'_, '_> {
     fn halves<const COUNT: usize>(&mut self, from: usize) {
         let tile = std::mem::take(&mut self.tile);
         let (here, rest) = tile.split_at_mut(COUNT * 2 * ROWS);
-        interleave::halves::<COUNT>(self.blocks.map(|block| &block[from..][..2 * COUNT]), here);
+        interleave::halves::<COUNT>(self.blocks.from(from), here);
         self.tile = rest;
     }
 
@@ -156,9 +154,9 @@ impl Sections<'_, '_> {
         let mut codes_at = 2 * floats;
         if fifth == FifthBits::Present {
             for group in 0..groups {
-                for block in self.blocks {
-                    let at = group * block_bytes + codes_at;
-                    let bits: [u8; 4] = block[at..at + 4].try_into().expect("four bytes");
+                for row in 0..ROWS {
+                    let bits = self.blocks.from(group * block_bytes + codes_at).row(row, 4);
+                    let bits: [u8; 4] = bits.try_into().expect("four bytes");
                     self.put(&fifth_bits(u32::from_le_bytes(bits)).to_le_bytes());
                 }
             }

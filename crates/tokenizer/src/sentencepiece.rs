@@ -212,9 +212,10 @@ fn merges_by_score(vocabulary: &Vocabulary, scores: &[f32], path: &Path) -> Resu
         }
         for (cut, _) in piece.char_indices().skip(1) {
             let (left, right) = piece.split_at(cut);
-            if let (Some(left), Some(right)) = (symbol_of(vocabulary, left), symbol_of(vocabulary, right)) {
-                merges.insert(left, right, ranks.get(id as usize).copied().unwrap_or(u32::MAX), id);
-            }
+            // A piece's end is seldom a piece, its beginning mostly.
+            let Some(right) = symbol_of(vocabulary, right) else { continue };
+            let Some(left) = symbol_of(vocabulary, left) else { continue };
+            merges.insert(left, right, ranks.get(id as usize).copied().unwrap_or(u32::MAX), id);
         }
     }
     Ok(merges)
