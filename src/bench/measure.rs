@@ -44,6 +44,16 @@ impl Test {
             Test::Batched { pp, tg, pl } => (pl, 0, pp, tg),
         }
     }
+
+    /// How many of the tokens whose speed is told give logits: of a prompt the last one, else all.
+    pub fn logits_per_token(self) -> f64 {
+        match self {
+            Test::Single { n_prompt, n_gen, .. } => {
+                (n_prompt.min(1) + n_gen) as f64 / (n_prompt + n_gen).max(1) as f64
+            }
+            Test::Batched { .. } => 1.0,
+        }
+    }
 }
 
 /// Runs a test and gives a sample of each repetition that counts; calls `between` before each of them and after the last.
@@ -144,5 +154,17 @@ impl Bench<'_> {
     fn forward(&mut self) -> anyhow::Result<()> {
         self.model.forward(&self.batch, &mut self.cache, &mut self.workspace, &mut Nothing)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_token_of_a_prompt_gives_logits() {
+        let single = |n_prompt, n_gen| Test::Single { depth: 4096, n_prompt, n_gen }.logits_per_token();
+        assert_eq!((single(512, 0), single(0, 32), single(30, 2)), (1.0 / 512.0, 1.0, 3.0 / 32.0));
+        assert_eq!(Test::Batched { pp: 128, tg: 32, pl: 4 }.logits_per_token(), 1.0);
     }
 }

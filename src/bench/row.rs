@@ -178,18 +178,21 @@ impl Row {
             resident_bytes,
             weights_bandwidth: one.map(|speed| speed * active_bytes as f64),
             read_bandwidth: limits.read_bandwidth(),
-            multiply_adds: many.map(|speed| speed * layer_weights(model, per_token) as f64),
+            multiply_adds: many.map(|speed| speed * layer_weights(model, per_token, setting.test.logits_per_token())),
             multiply_adds_peak: limits.multiply_adds(),
         }
     }
 }
 
-/// Weights of all layers that a token is multiplied with. The head aside: a prompt needs it for its last token alone.
-fn layer_weights(model: &Transformer, per_token: usize) -> usize {
+/// Weights of all layers that a token is multiplied with in the mean, where `logits` of the tokens go to the end: the others
+/// leave after the last layer's attention. The head aside: a prompt needs it for its last token alone.
+fn layer_weights(model: &Transformer, per_token: usize, logits: f64) -> f64 {
     let config = model.config();
     let attention = 2 * config.dim * (config.q_dim() + config.kv_dim());
     let router = if config.routed { config.dim * config.num_experts } else { 0 };
-    config.n_layers * (attention + router + per_token * 3 * config.dim * config.hidden_dim)
+    let feed_forward = router + per_token * 3 * config.dim * config.hidden_dim;
+    let layers = config.n_layers as f64;
+    layers * attention as f64 + (layers - 1.0 + logits) * feed_forward as f64
 }
 
 /// Prints a row, after the head of the table if it is the first.

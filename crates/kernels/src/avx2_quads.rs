@@ -38,7 +38,7 @@ pub(crate) fn from_tokens(kind: ElementType) -> Option<usize> {
     kernel(kind).map(|_| match kind {
         Q8_0 => 10,
         IQ4_NL | IQ4_XS => 6,
-        Q3_K => 4,
+        Q2_K | Q3_K => 4,
         _ => 5,
     })
 }
