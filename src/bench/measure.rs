@@ -48,9 +48,7 @@ impl Test {
     /// How many of the tokens whose speed is told give logits: of a prompt the last one, else all.
     pub fn logits_per_token(self) -> f64 {
         match self {
-            Test::Single { n_prompt, n_gen, .. } => {
-                (n_prompt.min(1) + n_gen) as f64 / (n_prompt + n_gen).max(1) as f64
-            }
+            Test::Single { n_prompt, n_gen, .. } => (n_prompt.min(1) + n_gen) as f64 / (n_prompt + n_gen).max(1) as f64,
             Test::Batched { .. } => 1.0,
         }
     }
