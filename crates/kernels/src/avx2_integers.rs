@@ -6,7 +6,7 @@
 //! then multiplied by the scale (`madd`, which also adds the two halves of a lane), and floats come once for 256 columns.
 //! Codes that stand for `q - offset` need no correction afterwards: the 16-bit sum starts at `-offset Σx`, may wrap on its
 //! way, and ends at the true value, which fits (32 * 8 * 127 for Q6_K). Signed codes of 8 bits leave no room for sums in 16
-//! bits: there `maddubs(|q|, sign(x, q))` is widened at once.
+//! bits: there `maddubs(|q|, sign(x, q))` is widened at once (and many tokens are multiplied otherwise, see `avx2_quads`).
 
 use std::arch::x86_64::*;
 use std::ops::Range;

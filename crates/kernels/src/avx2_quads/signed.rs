@@ -29,7 +29,8 @@ type Halves = [Ints; 2];
 /// The codes of the tokens of a step, widened.
 #[repr(C, align(64))]
 struct Widened {
-    codes: [[Halves; GROUPS]; TOKENS],
+    /// Of the groups that the tile has.
+    codes: [[MaybeUninit<Halves>; GROUPS]; TOKENS],
     /// Minus the sums of products of neighbours: of the token's groups, or in the first one of all.
     minus_pairs: [[i32; GROUPS]; TOKENS],
 }
@@ -98,20 +99,20 @@ macro_rules! step {
 /// As for [`multiply`](super::multiply); `quad` must hold what `F` uses, and `sums` point to the sums of two tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn multiply<F: Format>(quad: &UnpackedQuad, groups: usize, x: *const u32, sums: [*mut f32; TOKENS]) {
-    let mut widened = MaybeUninit::<Widened>::uninit();
-    // SAFETY: the caller's promise; the assembly reads what it points to, and nothing else.
+    let mut widened =
+        Widened { codes: [[const { MaybeUninit::uninit() }; GROUPS]; TOKENS], minus_pairs: [[0; GROUPS]; TOKENS] };
+    // SAFETY: the caller's promise.
     unsafe {
         for token in 0..TOKENS {
-            widen::<F>(x.add(token * WORDS), groups, widened.as_mut_ptr(), token);
+            widen::<F>(x.add(token * WORDS), groups, &mut widened, token);
         }
-        let widened = widened.assume_init_ref();
         if !F::FLOAT_SCALES {
-            let s = products(quad, widened, 0, groups);
+            let s = products(quad, &widened, 0, groups);
             finish::<F>(quad, groups, x, &s, sums);
             return;
         }
         for group in 0..groups {
-            let s = products(quad, widened, group, 1);
+            let s = products(quad, &widened, group, 1);
             for (token, s) in s.0.iter().enumerate() {
                 let x_scale = Tokens::<TOKENS>(x).float(section::GROUP_SCALES + group, token);
                 for (panel, &s) in s.iter().enumerate() {
@@ -127,7 +128,7 @@ pub(super) unsafe fn multiply<F: Format>(quad: &UnpackedQuad, groups: usize, x: 
 /// The sums of products of `groups` groups from `first` on, at least one.
 ///
 /// # Safety
-/// As for [`multiply`].
+/// As for [`multiply`]; `x` must hold these groups.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn products(quad: &UnpackedQuad, x: &Widened, first: usize, groups: usize) -> Sums {
@@ -177,13 +178,13 @@ fn minus_pairs(sum: Ints, [even, odd]: Halves) -> Ints {
 /// `x` must point to a block of activations, and the machine have AVX2.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn widen<F: Format>(x: *const u32, groups: usize, out: *mut Widened, token: usize) {
+unsafe fn widen<F: Format>(x: *const u32, groups: usize, out: &mut Widened, token: usize) {
     // SAFETY: the caller's promise.
     unsafe {
         let mut minus = [_mm256_setzero_si256(); GROUPS];
         for group in 0..groups {
             let codes = halves(_mm256_loadu_si256(x.add(8 * group).cast()));
-            (&raw mut (*out).codes[token][group]).write(codes);
+            out.codes[token][group].write(codes);
             let sum = &mut minus[first_of_sum::<F>(group)];
             *sum = minus_pairs(*sum, codes);
         }
@@ -194,7 +195,7 @@ unsafe fn widen<F: Format>(x: *const u32, groups: usize, out: *mut Widened, toke
             _mm256_permute2x128_si256::<0x20>(low, high),
             _mm256_permute2x128_si256::<0x31>(low, high),
         );
-        (&raw mut (*out).minus_pairs[token]).cast::<Ints>().write(sums);
+        _mm256_storeu_si256(out.minus_pairs[token].as_mut_ptr().cast(), sums);
     }
 }
 
