@@ -204,7 +204,7 @@ macro_rules! minimum_products {
             "vmovdqa {c}, [{minimums} + 32*",
             $panel,
             "]\n",
-            "vpmaddwd {m}, {c}, {b0}\n",
+            "vpmaddwd {m}, {c}, {b}\n",
             "vpmaddwd {c}, {c}, {b1}\n",
             "vpaddd {s0",
             $panel,
@@ -220,19 +220,19 @@ macro_rules! minimum_products {
     };
 }
 
-/// `{c}` = an integer times two scales, added to the float in memory; the activations' scale is in `{b0}`.
-macro_rules! float_end {
-    ($token:literal, $panel:literal) => {
+/// `$to` = the integer `$from` times two scales, added to the float in memory; the activations' scale is in `{b}`.
+macro_rules! scaled_float {
+    ($from:expr, $to:expr, $token:literal, $panel:literal) => {
         concat!(
-            "vmulps {m}, {b0}, [{d} + 32*",
+            "vmulps {m}, {b}, [{d} + 32*",
             $panel,
-            "]\n",
-            "vcvtdq2ps {c}, [{ints} + 128*",
-            $token,
-            " + 32*",
-            $panel,
-            "]\n",
-            "vfmadd213ps {c}, {m}, [{sums",
+            "]\nvcvtdq2ps ",
+            $to,
+            ", ",
+            $from,
+            "\nvfmadd213ps ",
+            $to,
+            ", {m}, [{sums",
             $token,
             "} + 32*",
             $panel,
@@ -240,11 +240,35 @@ macro_rules! float_end {
         )
     };
 }
+use scaled_float;
+
+/// The sum in 16 or 32 bits of a token and a panel.
+macro_rules! sum {
+    ($token:literal, $panel:literal) => {
+        concat!("{s", $token, $panel, "}")
+    };
+}
+use sum;
+
+/// Puts a float to memory.
+macro_rules! put_float {
+    ($float:expr, $token:literal, $panel:literal) => {
+        concat!("vmovups [{sums", $token, "} + 32*", $panel, "], ", $float, "\n")
+    };
+}
+use put_float;
+
+/// [`scaled_float`] of an integer in memory, in `{c}`.
+macro_rules! float_end {
+    ($token:literal, $panel:literal) => {
+        scaled_float!(concat!("[{ints} + 128*", $token, " + 32*", $panel, "]"), "{c}", $token, $panel)
+    };
+}
 
 /// The same put to memory.
 macro_rules! put_end {
     ($token:literal, $panel:literal) => {
-        concat!(float_end!($token, $panel), "vmovups [{sums", $token, "} + 32*", $panel, "], {c}\n")
+        concat!(float_end!($token, $panel), put_float!("{c}", $token, $panel))
     };
 }
 
@@ -253,28 +277,16 @@ macro_rules! put_end_with_minimum {
     ($token:literal, $panel:literal) => {
         concat!(
             float_end!($token, $panel),
-            "vmulps {m}, {b0}, [{dmin} + 32*",
+            "vmulps {m}, {b}, [{dmin} + 32*",
             $panel,
-            "]\n",
-            "vcvtdq2ps {s",
-            $token,
-            $panel,
-            "}, {s",
-            $token,
-            $panel,
-            "}\n",
-            "vfmadd213ps {s",
-            $token,
-            $panel,
-            "}, {m}, {c}\n",
-            "vmovups [{sums",
-            $token,
-            "} + 32*",
-            $panel,
-            "], {s",
-            $token,
-            $panel,
-            "}\n",
+            "]\nvcvtdq2ps ",
+            sum!($token, $panel),
+            ", ",
+            sum!($token, $panel),
+            "\nvfmadd213ps ",
+            sum!($token, $panel),
+            ", {m}, {c}\n",
+            put_float!(sum!($token, $panel), $token, $panel),
         )
     };
 }
@@ -292,13 +304,13 @@ unsafe fn finish<F: Format>(quad: &UnpackedQuad, groups: usize, x: *const u32, i
         let scale = x.add(section::SCALE);
         if F::MINIMUM_COLUMNS == 0 {
             asm!(
-                "vbroadcastss {b0}, dword ptr [{scale}]",
+                "vbroadcastss {b}, dword ptr [{scale}]",
                 each_panel!(put_end, 0),
-                "vbroadcastss {b0}, dword ptr [{scale} + {token}]",
+                "vbroadcastss {b}, dword ptr [{scale} + {token}]",
                 each_panel!(put_end, 1),
                 scale = in(reg) scale, token = const WORDS * 4, d = in(reg) d, ints = in(reg) ints,
                 sums0 = in(reg) sums[0], sums1 = in(reg) sums[1],
-                b0 = out(ymm_reg) _, m = out(ymm_reg) _, c = out(ymm_reg) _,
+                b = out(ymm_reg) _, m = out(ymm_reg) _, c = out(ymm_reg) _,
                 options(nostack, preserves_flags)
             );
         } else {
@@ -306,18 +318,18 @@ unsafe fn finish<F: Format>(quad: &UnpackedQuad, groups: usize, x: *const u32, i
             let s = [[_mm256_setzero_si256(); PANELS]; TOKENS];
             on_sums!(s => _,
                 "2:",
-                "vpbroadcastd {b0}, dword ptr [{words}]", "vpbroadcastd {b1}, dword ptr [{words} + {token}]",
+                "vpbroadcastd {b}, dword ptr [{words}]", "vpbroadcastd {b1}, dword ptr [{words} + {token}]",
                 each_panel!(minimum_products),
                 "add {words}, 4", "add {minimums}, 128", "dec {pairs}", "jnz 2b",
-                "vbroadcastss {b0}, dword ptr [{scale}]",
+                "vbroadcastss {b}, dword ptr [{scale}]",
                 each_panel!(put_end_with_minimum, 0),
-                "vbroadcastss {b0}, dword ptr [{scale} + {token}]",
+                "vbroadcastss {b}, dword ptr [{scale} + {token}]",
                 each_panel!(put_end_with_minimum, 1),;
                 words = inout(reg) words => _, minimums = inout(reg) quad.minimums.as_ptr() => _,
                 pairs = inout(reg) minimum_pairs::<F>(groups) => _, dmin = in(reg) quad.dmin[0].as_ptr(),
                 scale = in(reg) scale, token = const WORDS * 4, d = in(reg) d, ints = in(reg) ints,
                 sums0 = in(reg) sums[0], sums1 = in(reg) sums[1],
-                b0 = out(ymm_reg) _, b1 = out(ymm_reg) _, m = out(ymm_reg) _, c = out(ymm_reg) _,
+                b = out(ymm_reg) _, b1 = out(ymm_reg) _, m = out(ymm_reg) _, c = out(ymm_reg) _,
                 options(nostack)
             );
         }

@@ -8,7 +8,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::{Ints, Sums, TOKENS, UnpackedQuad, each_panel, finish, on_sums};
+use super::{Ints, Sums, TOKENS, UnpackedQuad, each_panel, finish, on_sums, put_float, scaled_float, sum};
 use crate::activations::{WORDS, section};
 use crate::avx2_integers::Format;
 use crate::quads::PANELS;
@@ -148,7 +148,7 @@ macro_rules! scaled_sum {
     };
 }
 
-/// A sum in 16 bits times two float scales and, added to it, the float in memory; the activations' scale is in `{b}`.
+/// [`scaled_float`] of a sum in 16 bits, in its place.
 macro_rules! float_sum {
     ($token:literal, $panel:literal) => {
         concat!(
@@ -159,24 +159,7 @@ macro_rules! float_sum {
             $token,
             $panel,
             "}, {ones}\n",
-            "vmulps {m}, {b}, [{d} + 32*",
-            $panel,
-            "]\n",
-            "vcvtdq2ps {s",
-            $token,
-            $panel,
-            "}, {s",
-            $token,
-            $panel,
-            "}\n",
-            "vfmadd213ps {s",
-            $token,
-            $panel,
-            "}, {m}, [{sums",
-            $token,
-            "} + 32*",
-            $panel,
-            "]\n",
+            scaled_float!(sum!($token, $panel), sum!($token, $panel), $token, $panel),
         )
     };
 }
@@ -189,9 +172,9 @@ macro_rules! add_minimum {
 }
 
 /// Puts the float to memory.
-macro_rules! put_float {
+macro_rules! put_sum {
     ($token:literal, $panel:literal) => {
-        concat!("vmovups [{sums", $token, "} + 32*", $panel, "], {s", $token, $panel, "}\n")
+        put_float!(sum!($token, $panel), $token, $panel)
     };
 }
 
@@ -319,9 +302,9 @@ unsafe fn add_floats<F: Format>(
         if F::MINIMUM_COLUMNS > 0 {
             on_sums!(s,
                 "vbroadcastss {b}, dword ptr [{scale}]", "vbroadcastss {c}, dword ptr [{sum}]",
-                each_panel!(float_sum, 0), each_panel!(add_minimum, 0), each_panel!(put_float, 0),
+                each_panel!(float_sum, 0), each_panel!(add_minimum, 0), each_panel!(put_sum, 0),
                 "vbroadcastss {b}, dword ptr [{scale} + {token}]", "vbroadcastss {c}, dword ptr [{sum} + {token}]",
-                each_panel!(float_sum, 1), each_panel!(add_minimum, 1), each_panel!(put_float, 1),;
+                each_panel!(float_sum, 1), each_panel!(add_minimum, 1), each_panel!(put_sum, 1),;
                 scale = in(reg) scales, sum = in(reg) group_sums, token = const WORDS * 4, d = in(reg) d, dmin = in(reg) quad.dmin[group].as_ptr(),
                 sums0 = in(reg) sums[0], sums1 = in(reg) sums[1], ones = in(ymm_reg) _mm256_set1_epi16(1),
                 b = out(ymm_reg) _, c = out(ymm_reg) _, m = out(ymm_reg) _,
@@ -330,9 +313,9 @@ unsafe fn add_floats<F: Format>(
         } else {
             on_sums!(s,
                 "vbroadcastss {b}, dword ptr [{scale}]",
-                each_panel!(float_sum, 0), each_panel!(put_float, 0),
+                each_panel!(float_sum, 0), each_panel!(put_sum, 0),
                 "vbroadcastss {b}, dword ptr [{scale} + {token}]",
-                each_panel!(float_sum, 1), each_panel!(put_float, 1),;
+                each_panel!(float_sum, 1), each_panel!(put_sum, 1),;
                 scale = in(reg) scales, token = const WORDS * 4, d = in(reg) d,
                 sums0 = in(reg) sums[0], sums1 = in(reg) sums[1], ones = in(ymm_reg) _mm256_set1_epi16(1),
                 b = out(ymm_reg) _, m = out(ymm_reg) _,
