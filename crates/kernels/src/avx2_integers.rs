@@ -9,7 +9,6 @@
 //! bits: there `maddubs(|q|, sign(x, q))` is widened at once (and many tokens are multiplied otherwise, see `avx2_quads`).
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 use crate::activations::{WORDS, section};
 use crate::avx2::prefetch_here;
@@ -252,14 +251,15 @@ unsafe fn group<F: Format, const T: usize, const P: usize>(
             signed_group::<F, T, P>(formats, group, x, s);
         } else if F::SUM_COLUMNS == 16 {
             let mut short = [start::<F, T>(section::OFFSET_16 + 2 * group, x); P];
-            short_sums::<F, T, P>(formats, group, 0..4, x, &mut short);
+            short_sums::<F, T, P>(formats, group, 0, x, &mut short);
             scale::<F, T, P>(formats, 2 * group, &short, s);
             let mut short = [start::<F, T>(section::OFFSET_16 + 2 * group + 1, x); P];
-            short_sums::<F, T, P>(formats, group, 4..8, x, &mut short);
+            short_sums::<F, T, P>(formats, group, 4, x, &mut short);
             scale::<F, T, P>(formats, 2 * group + 1, &short, s);
         } else {
             let mut short = [start::<F, T>(section::OFFSET_32 + group, x); P];
-            short_sums::<F, T, P>(formats, group, 0..8, x, &mut short);
+            short_sums::<F, T, P>(formats, group, 0, x, &mut short);
+            short_sums::<F, T, P>(formats, group, 4, x, &mut short);
             scale::<F, T, P>(formats, 2 * group, &short, s);
         }
         if F::FLOAT_SCALES {
@@ -283,22 +283,40 @@ pub(crate) unsafe fn start<F: Format, const T: usize>(minus_sum: usize, x: Token
     })
 }
 
+/// The products of 16 columns, from vector `first` on.
 #[inline(always)]
 unsafe fn short_sums<F: Format, const T: usize, const P: usize>(
     formats: &[F; P],
     group: usize,
-    vectors: Range<usize>,
+    first: usize,
     x: Tokens<T>,
     short: &mut [[__m256i; T]; P],
 ) {
-    for vector in vectors {
-        for panel in 0..P {
-            // SAFETY: the caller's promise, see `integer_tile`.
-            unsafe {
-                let q = formats[panel].codes(&formats[panel].group(group), vector);
-                for (t, short) in short[panel].iter_mut().enumerate() {
-                    *short = _mm256_add_epi16(*short, _mm256_maddubs_epi16(q, x.word(8 * group + vector, t)));
-                }
+    // SAFETY: the caller's promise, see `integer_tile`.
+    unsafe {
+        // Written out: a compiler that finds a loop too long for that would have to find out while it runs where codes lie.
+        add_vector::<F, T, P>(formats, group, first, x, short);
+        add_vector::<F, T, P>(formats, group, first + 1, x, short);
+        add_vector::<F, T, P>(formats, group, first + 2, x, short);
+        add_vector::<F, T, P>(formats, group, first + 3, x, short);
+    }
+}
+
+/// The products of four columns.
+#[inline(always)]
+unsafe fn add_vector<F: Format, const T: usize, const P: usize>(
+    formats: &[F; P],
+    group: usize,
+    vector: usize,
+    x: Tokens<T>,
+    short: &mut [[__m256i; T]; P],
+) {
+    for panel in 0..P {
+        // SAFETY: the caller's promise, see `integer_tile`.
+        unsafe {
+            let q = formats[panel].codes(&formats[panel].group(group), vector);
+            for (t, short) in short[panel].iter_mut().enumerate() {
+                *short = _mm256_add_epi16(*short, _mm256_maddubs_epi16(q, x.word(8 * group + vector, t)));
             }
         }
     }

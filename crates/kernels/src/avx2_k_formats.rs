@@ -1,10 +1,12 @@
 //! How AVX2 reads packed tiles of the K types: blocks of 256, scales of 4, 6 or 8 bits for 16 or 32 columns.
 //!
-//! Groups are 32 columns, runs 16. Codes of several groups share their bytes, so a group is an address and a shift.
+//! Groups are 32 columns, runs 16. Codes of 2 and 4 bits share their bytes with
+//! those of other groups, so a group is an address and a shift; those of 3, 5 and 6 bits are dense.
 
 use std::arch::x86_64::*;
 
 use crate::avx2_integers::{Format, WideFormat};
+use crate::dense_codes::{Piece, pieces};
 use crate::quads::side_by_side;
 
 /// Vector `index` (of 32 bytes) from byte `start` on.
@@ -19,21 +21,6 @@ unsafe fn vector(tile: *const u8, start: usize, index: usize) -> __m256i {
 pub(crate) unsafe fn halves(at: *const u8) -> __m256 {
     // SAFETY: the caller's promise: they are there.
     unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
-}
-
-/// Every byte shifted right by a number of bits that is not known before, and masked. A shift by a vector of counts is one
-/// step for the processor, that by a single count two.
-#[inline(always)]
-unsafe fn shifted(v: __m256i, shift: __m256i, mask: u8) -> __m256i {
-    // SAFETY: the caller's machine has AVX2.
-    unsafe { _mm256_and_si256(_mm256_srlv_epi32(v, shift), _mm256_set1_epi8(mask as i8)) }
-}
-
-/// A number of bits for [`shifted`], or, with AVX-512, for a rotation to the right.
-#[inline(always)]
-unsafe fn shift(bits: i32) -> __m256i {
-    // SAFETY: the caller's machine has AVX2.
-    unsafe { _mm256_set1_epi32(bits) }
 }
 
 /// Every byte shifted by bits known before, right from `from` to a lower `to` or left to a higher one, and masked.
@@ -94,91 +81,63 @@ unsafe fn two_unsigned(v: __m256i, index: usize) -> __m256i {
     unsafe { shuffle(v, &CONTROLS[index / 2]) }
 }
 
-/// Codes of a group: vectors of low bits, vectors of high bits, and where in their bytes the group's are.
+/// Vector `i` of a group's dense codes of `BITS` bits.
+#[inline(always)]
+pub(crate) unsafe fn dense<const BITS: usize>(group: *const u8, i: usize) -> __m256i {
+    // SAFETY: the caller's promise: the group is there.
+    unsafe {
+        let piece = |Piece { vector: at, mask, right }| {
+            let bits = _mm256_and_si256(vector(group, 0, at), _mm256_set1_epi8(mask as i8));
+            _mm256_srl_epi16(bits, _mm_cvtsi32_si128(right as i32))
+        };
+        let [a, b, c] = pieces::<BITS>(i).map(piece);
+        _mm256_or_si256(_mm256_or_si256(a, b), c)
+    }
+}
+
+/// The same of two groups side by side.
+#[inline(always)]
+pub(crate) unsafe fn pair_dense<const BITS: usize>([a, b]: [*const u8; 2], i: usize) -> __m512i {
+    // SAFETY: as above, and the caller's machine has AVX-512.
+    unsafe {
+        let piece = |Piece { vector: at, mask, right }| {
+            let bits = side_by_side(vector(a, 0, at), vector(b, 0, at));
+            let bits = _mm512_and_si512(bits, _mm512_set1_epi8(mask as i8));
+            _mm512_srl_epi16(bits, _mm_cvtsi32_si128(right as i32))
+        };
+        let [a, b, c] = pieces::<BITS>(i).map(piece);
+        _mm512_or_si512(_mm512_or_si512(a, b), c)
+    }
+}
+
+/// Where a group's codes lie: in bytes that they share with other groups' from some bit on, or in their own.
 pub(crate) struct KGroup {
-    low: *const u8,
-    low_shift: __m256i,
-    high: *const u8,
-    high_shift: __m256i,
-    /// Rotates high bits to the right, to where they stand above the low ones.
-    high_turn: __m256i,
-    /// The same as shifts, of which one is by nothing.
-    high_left: __m256i,
-    high_right: __m256i,
+    at: *const u8,
+    shift: __m256i,
 }
 
 impl KGroup {
-    /// Of a group, its low bits begin at bit `low_bit` of the bytes at `low`, its high bits at `high_bit` of those at `high`; a
-    /// code has `n_low` low bits.
     #[inline(always)]
-    unsafe fn new(low: *const u8, low_bit: usize, high: *const u8, high_bit: usize, n_low: usize) -> KGroup {
-        let turn = high_bit as i32 - n_low as i32;
+    unsafe fn new(at: *const u8, first_bit: usize) -> KGroup {
         // SAFETY: the caller's machine has AVX2.
+        KGroup { at, shift: unsafe { _mm256_set1_epi32(first_bit as i32) } }
+    }
+
+    /// Vector `i` of codes, `i < 8`. A shift by a vector of counts is one step for the processor, that by a single count two.
+    #[inline(always)]
+    unsafe fn codes(&self, i: usize, mask: u8) -> __m256i {
+        // SAFETY: the caller's promise: the group is there.
+        unsafe { _mm256_and_si256(_mm256_srlv_epi32(vector(self.at, 0, i), self.shift), _mm256_set1_epi8(mask as i8)) }
+    }
+
+    /// The same of two groups side by side.
+    #[inline(always)]
+    unsafe fn pair_codes([a, b]: [&KGroup; 2], i: usize, mask: u8) -> __m512i {
+        // SAFETY: as above, and the caller's machine has AVX-512; both groups are the same of their tiles.
         unsafe {
-            KGroup {
-                low,
-                low_shift: shift(low_bit as i32),
-                high,
-                high_shift: shift(high_bit as i32),
-                high_turn: shift(turn),
-                high_left: shift((-turn).max(0)),
-                high_right: shift(turn.max(0)),
-            }
-        }
-    }
-
-    /// Vectors of the low bits, `0 <= vector < 8`, in runs of four that lie side by side.
-    #[inline(always)]
-    unsafe fn low(&self, i: usize, mask: u8) -> __m256i {
-        // SAFETY: the caller's promise: the group has the vector.
-        unsafe { shifted(vector(self.low, 0, i), self.low_shift, mask) }
-    }
-
-    /// Vectors of the high bits.
-    #[inline(always)]
-    unsafe fn high(&self, i: usize, mask: u8) -> __m256i {
-        // SAFETY: as above.
-        unsafe { shifted(vector(self.high, 0, i), self.high_shift, mask) }
-    }
-
-    /// Vectors of the high bits where they stand above the low ones. One step less than `high` and a shift where the compiler
-    /// knows the group, one more where it does not.
-    #[inline(always)]
-    unsafe fn raised(&self, i: usize, mask: u8) -> __m256i {
-        // SAFETY: as above.
-        unsafe { shifted(_mm256_sllv_epi32(vector(self.high, 0, i), self.high_left), self.high_right, mask) }
-    }
-
-    /// Vectors of the low bits of two groups side by side.
-    #[inline(always)]
-    unsafe fn pair_low(groups: [&KGroup; 2], i: usize, mask: i8) -> __m512i {
-        // SAFETY: as above, and the caller's machine has AVX-512.
-        unsafe { _mm512_and_si512(KGroup::pair_low_unmasked(groups, i), _mm512_set1_epi8(mask)) }
-    }
-
-    #[inline(always)]
-    unsafe fn pair_low_unmasked([a, b]: [&KGroup; 2], i: usize) -> __m512i {
-        // SAFETY: as above; both groups are the same of their tiles.
-        unsafe {
-            let both = side_by_side(vector(a.low, 0, i), vector(b.low, 0, i));
-            _mm512_srlv_epi32(both, side_by_side(a.low_shift, a.low_shift))
-        }
-    }
-
-    /// Vectors of codes of `LOW + HIGH` bits of two groups: what a rotation brings from other bytes is masked away.
-    #[inline(always)]
-    unsafe fn joined<const LOW: u32, const HIGH: u32>(groups: [&KGroup; 2], i: usize) -> __m512i {
-        /// Bits of `a` where `c` has ones, of `b` where it has zeros.
-        const CHOOSE: i32 = 0b1110_0100;
-        let (low_mask, mask) = ((1i8 << LOW) - 1, (1i8 << (LOW + HIGH)) - 1);
-        let [a, b] = groups;
-        // SAFETY: as above.
-        unsafe {
-            let low = KGroup::pair_low_unmasked(groups, i);
-            let high = side_by_side(vector(a.high, 0, i), vector(b.high, 0, i));
-            let high = _mm512_rorv_epi32(high, side_by_side(a.high_turn, a.high_turn));
-            let both = _mm512_ternarylogic_epi32::<CHOOSE>(low, high, _mm512_set1_epi8(low_mask));
-            _mm512_and_si512(both, _mm512_set1_epi8(mask))
+            let both = side_by_side(vector(a.at, 0, i), vector(b.at, 0, i));
+            let codes = _mm512_srlv_epi32(both, side_by_side(a.shift, a.shift));
+            _mm512_and_si512(codes, _mm512_set1_epi8(mask as i8))
         }
     }
 }
@@ -241,20 +200,16 @@ impl<const FIFTH: bool> Format for Q45K<FIFTH> {
     unsafe fn group(&self, group: usize) -> KGroup {
         // SAFETY: as above.
         unsafe {
-            let low = self.tile.add(if FIFTH { 384 } else { 128 } + group / 2 * 256);
-            KGroup::new(low, group % 2 * 4, self.tile.add(128), group, 4)
+            match FIFTH {
+                false => KGroup::new(self.tile.add(128 + group / 2 * 256), group % 2 * 4),
+                true => KGroup::new(self.tile.add(128 + group * 160), 0),
+            }
         }
     }
     #[inline(always)]
     unsafe fn codes(&self, group: &KGroup, i: usize) -> __m256i {
         // SAFETY: as above.
-        unsafe {
-            let low = group.low(i, 15);
-            match FIFTH {
-                false => low,
-                true => _mm256_or_si256(low, _mm256_slli_epi16::<4>(group.high(i, 1))),
-            }
-        }
+        unsafe { if FIFTH { dense::<5>(group.at, i) } else { group.codes(i, 15) } }
     }
     #[inline(always)]
     unsafe fn scale(&self, run: usize) -> __m256i {
@@ -284,7 +239,9 @@ impl<const FIFTH: bool> WideFormat for Q45K<FIFTH> {
     #[inline(always)]
     unsafe fn pair_codes(groups: [&KGroup; 2], i: usize) -> __m512i {
         // SAFETY: as above.
-        unsafe { if FIFTH { KGroup::joined::<4, 1>(groups, i) } else { KGroup::pair_low(groups, i, 15) } }
+        unsafe {
+            if FIFTH { pair_dense::<5>(groups.map(|group| group.at), i) } else { KGroup::pair_codes(groups, i, 15) }
+        }
     }
 }
 
@@ -297,27 +254,21 @@ impl Format for Q6K {
     const SUM_COLUMNS: usize = 16;
     const OFFSET_BITS: i32 = 5;
     const BYTES: usize = 1680;
-    /// High bits lie behind all low ones: half a tile ahead they would come too late.
-    const AHEAD: usize = 8;
-    type Group = KGroup;
+    type Group = *const u8;
 
     #[inline(always)]
     unsafe fn new(tile: *const u8, _: usize) -> Self {
         Q6K { tile }
     }
     #[inline(always)]
-    unsafe fn group(&self, group: usize) -> KGroup {
-        let (half, quarter) = (group / 4, group % 4);
+    unsafe fn group(&self, group: usize) -> *const u8 {
         // SAFETY: as above.
-        unsafe {
-            let low = self.tile.add(128 + half * 512 + quarter % 2 * 256);
-            KGroup::new(low, quarter / 2 * 4, self.tile.add(1152 + half * 256), quarter * 2, 4)
-        }
+        unsafe { self.tile.add(128 + group * 192) }
     }
     #[inline(always)]
-    unsafe fn codes(&self, group: &KGroup, i: usize) -> __m256i {
+    unsafe fn codes(&self, group: &*const u8, i: usize) -> __m256i {
         // SAFETY: as above.
-        unsafe { _mm256_or_si256(group.low(i, 15), group.raised(i, 0x30)) }
+        unsafe { dense::<6>(*group, i) }
     }
     #[inline(always)]
     unsafe fn scale(&self, run: usize) -> __m256i {
@@ -333,9 +284,9 @@ impl Format for Q6K {
 
 impl WideFormat for Q6K {
     #[inline(always)]
-    unsafe fn pair_codes(groups: [&KGroup; 2], i: usize) -> __m512i {
+    unsafe fn pair_codes([a, b]: [&*const u8; 2], i: usize) -> __m512i {
         // SAFETY: as above.
-        unsafe { KGroup::joined::<4, 2>(groups, i) }
+        unsafe { pair_dense::<6>([*a, *b], i) }
     }
 }
 
@@ -351,7 +302,7 @@ impl Format for Q3K {
     const SMALL_SUMS: bool = true;
     const OFFSET_BITS: i32 = 2;
     const BYTES: usize = 880;
-    type Group = KGroup;
+    type Group = *const u8;
 
     #[inline(always)]
     unsafe fn new(tile: *const u8, _: usize) -> Self {
@@ -368,14 +319,14 @@ impl Format for Q3K {
         Q3K { tile, scales }
     }
     #[inline(always)]
-    unsafe fn group(&self, group: usize) -> KGroup {
+    unsafe fn group(&self, group: usize) -> *const u8 {
         // SAFETY: as above.
-        unsafe { KGroup::new(self.tile.add(352 + group / 4 * 256), group % 4 * 2, self.tile.add(96), group, 2) }
+        unsafe { self.tile.add(96 + group * 96) }
     }
     #[inline(always)]
-    unsafe fn codes(&self, group: &KGroup, i: usize) -> __m256i {
+    unsafe fn codes(&self, group: &*const u8, i: usize) -> __m256i {
         // SAFETY: as above.
-        unsafe { _mm256_or_si256(group.low(i, 3), _mm256_slli_epi16::<2>(group.high(i, 1))) }
+        unsafe { dense::<3>(*group, i) }
     }
     #[inline(always)]
     unsafe fn scale(&self, run: usize) -> __m256i {
@@ -391,9 +342,9 @@ impl Format for Q3K {
 
 impl WideFormat for Q3K {
     #[inline(always)]
-    unsafe fn pair_codes(groups: [&KGroup; 2], i: usize) -> __m512i {
+    unsafe fn pair_codes([a, b]: [&*const u8; 2], i: usize) -> __m512i {
         // SAFETY: as above.
-        unsafe { KGroup::joined::<2, 1>(groups, i) }
+        unsafe { pair_dense::<3>([*a, *b], i) }
     }
 }
 
@@ -416,15 +367,12 @@ impl Format for Q2K {
     #[inline(always)]
     unsafe fn group(&self, group: usize) -> KGroup {
         // SAFETY: as above.
-        unsafe {
-            let low = self.tile.add(160 + group / 4 * 256);
-            KGroup::new(low, group % 4 * 2, low, 0, 0)
-        }
+        unsafe { KGroup::new(self.tile.add(160 + group / 4 * 256), group % 4 * 2) }
     }
     #[inline(always)]
     unsafe fn codes(&self, group: &KGroup, i: usize) -> __m256i {
         // SAFETY: as above.
-        unsafe { group.low(i, 3) }
+        unsafe { group.codes(i, 3) }
     }
     #[inline(always)]
     unsafe fn scale(&self, run: usize) -> __m256i {
@@ -454,6 +402,6 @@ impl WideFormat for Q2K {
     #[inline(always)]
     unsafe fn pair_codes(groups: [&KGroup; 2], i: usize) -> __m512i {
         // SAFETY: as above.
-        unsafe { KGroup::pair_low(groups, i, 3) }
+        unsafe { KGroup::pair_codes(groups, i, 3) }
     }
 }

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use crate::avx2_integers::{Format, WideFormat};
-use crate::avx2_k_formats::{halves, moved};
+use crate::avx2_k_formats::{dense, halves, moved, pair_dense};
 use crate::blocks::IQ4_LEVELS;
 use crate::quads::side_by_side;
 
@@ -51,14 +51,7 @@ unsafe fn pair_levels(groups: [*const u8; 2], i: usize) -> __m512i {
 pub(crate) struct SmallBlocks<const OFFSET_BITS: i32, const MINIMUM: bool, const FIFTH: bool> {
     d: *const u8,
     minimums: *const u8,
-    fifth: *const u8,
     codes: *const u8,
-}
-
-/// Where a group's codes and fifth bits are.
-pub(crate) struct SmallGroup {
-    codes: *const u8,
-    fifth: *const u8,
 }
 
 pub(crate) type Q4_0 = SmallBlocks<3, false, false>;
@@ -72,43 +65,29 @@ impl<const O: i32, const M: bool, const F: bool> Format for SmallBlocks<O, M, F>
     const OFFSET_BITS: i32 = O;
     const MINIMUM_COLUMNS: usize = if M { 32 } else { 0 };
     const BYTES: usize = 1152 + if M { 128 } else { 0 } + if F { 256 } else { 0 };
-    type Group = SmallGroup;
+    type Group = *const u8;
 
     #[inline(always)]
     unsafe fn new(tile: *const u8, groups: usize) -> Self {
         let section = 16 * groups;
         // SAFETY: the caller's promise: these sections are there; so everywhere in this file.
         unsafe {
-            let fifth = tile.add(if M { 2 * section } else { section });
-            let codes = fifth.add(if F { groups * 32 } else { 0 });
-            SmallBlocks { d: tile, minimums: tile.add(if M { section } else { 0 }), fifth, codes }
-        }
-    }
-    #[inline(always)]
-    unsafe fn group(&self, group: usize) -> SmallGroup {
-        // SAFETY: as above. Without fifth bits the second address is not read.
-        unsafe {
-            SmallGroup { codes: self.codes.add(group * 128), fifth: self.fifth.add(if F { group * 32 } else { 0 }) }
-        }
-    }
-    #[inline(always)]
-    unsafe fn codes(&self, group: &SmallGroup, i: usize) -> __m256i {
-        // SAFETY: as above.
-        unsafe {
-            let low = nibbles(group.codes, i);
-            match F {
-                false => low,
-                true => {
-                    let fifth = _mm256_loadu_si256(group.fifth.cast());
-                    // Bit `i` to bit 4.
-                    let fifth = match i < 4 {
-                        true => _mm256_sll_epi16(fifth, _mm_cvtsi32_si128(4 - i as i32)),
-                        false => _mm256_srl_epi16(fifth, _mm_cvtsi32_si128(i as i32 - 4)),
-                    };
-                    _mm256_or_si256(low, _mm256_and_si256(fifth, _mm256_set1_epi8(16)))
-                }
+            SmallBlocks {
+                d: tile,
+                minimums: tile.add(if M { section } else { 0 }),
+                codes: tile.add(if M { 2 * section } else { section }),
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn group(&self, group: usize) -> *const u8 {
+        // SAFETY: as above.
+        unsafe { self.codes.add(group * if F { 160 } else { 128 }) }
+    }
+    #[inline(always)]
+    unsafe fn codes(&self, group: &*const u8, i: usize) -> __m256i {
+        // SAFETY: as above.
+        unsafe { if F { dense::<5>(*group, i) } else { nibbles(*group, i) } }
     }
     #[inline(always)]
     unsafe fn scale(&self, _: usize) -> __m256i {
@@ -132,18 +111,9 @@ impl<const O: i32, const M: bool, const F: bool> Format for SmallBlocks<O, M, F>
 
 impl<const O: i32, const M: bool, const F: bool> WideFormat for SmallBlocks<O, M, F> {
     #[inline(always)]
-    unsafe fn pair_codes([a, b]: [&SmallGroup; 2], i: usize) -> __m512i {
+    unsafe fn pair_codes([a, b]: [&*const u8; 2], i: usize) -> __m512i {
         // SAFETY: as above.
-        unsafe {
-            let low = pair_nibbles([a.codes, b.codes], i);
-            if !F {
-                return low;
-            }
-            // Bit `i` to bit 4.
-            let fifth = loaded([a.fifth, b.fifth]);
-            let fifth = _mm512_rolv_epi32(fifth, _mm512_set1_epi32(4 - i as i32));
-            _mm512_or_si512(low, _mm512_and_si512(fifth, _mm512_set1_epi8(16)))
-        }
+        unsafe { if F { pair_dense::<5>([*a, *b], i) } else { pair_nibbles([*a, *b], i) } }
     }
 }
 

@@ -29,6 +29,7 @@ mod avx512_activations;
 mod avx512_integers;
 pub mod blocks;
 pub mod cpu;
+mod dense_codes;
 mod error;
 mod exp;
 mod experts;

@@ -3,6 +3,7 @@
 use std::arch::aarch64::*;
 
 use crate::blocks::IQ4_LEVELS;
+use crate::dense_codes::{Piece, pieces};
 use crate::lanes::Vector;
 use crate::lanes_neon::Neon;
 use crate::neon_integers::{Codes, Floats, Format, Ints, fma};
@@ -20,6 +21,16 @@ impl Bytes {
             let at = tile.add(start + 32 * dword);
             Bytes([vld1q_u8(at), vld1q_u8(at.add(16))])
         }
+    }
+
+    /// Vector `i` of the dense codes of `BITS` bits of group `group`, in a section that begins at `start`.
+    #[inline(always)]
+    unsafe fn dense<const BITS: usize>(tile: *const u8, start: usize, group: usize, i: usize) -> Bytes {
+        // SAFETY: the caller's promise: the tile has the group.
+        let load = |vector: usize| unsafe { Bytes::load(tile, start, BITS * group + vector) };
+        let piece = |Piece { vector, mask, right }| load(vector).bits(right, mask >> right);
+        let [a, b, c] = pieces::<BITS>(i).map(piece);
+        a.with_high(b, 0).with_high(c, 0)
     }
 
     #[inline(always)]
@@ -90,7 +101,7 @@ unsafe fn halves(tile: *const u8, start: usize, index: usize) -> Floats {
     unsafe { Neon::load_f16(tile.add(start + 16 * index).cast()).halves() }
 }
 
-/// Q4_0, Q4_1, Q5_0, Q5_1: float scales of 32 columns, perhaps minimums, perhaps fifth bits.
+/// Q4_0, Q4_1, Q5_0, Q5_1: float scales of 32 columns, perhaps minimums, perhaps codes of five bits.
 pub(crate) struct SmallBlocks<const OFFSET: u8, const MINIMUM: bool, const FIFTH: bool> {
     tile: *const u8,
     groups: usize,
@@ -112,14 +123,12 @@ impl<const O: u8, const M: bool, const F: bool> Format for SmallBlocks<O, M, F> 
     }
     #[inline(always)]
     unsafe fn codes(&self, group: usize, i: usize) -> Codes {
-        let fifth = self.groups * if M { 32 } else { 16 };
-        let codes = fifth + if F { self.groups * 32 } else { 0 };
+        let codes = self.groups * if M { 32 } else { 16 };
         // SAFETY: the caller's promise: the tile is there; so everywhere in this file.
         unsafe {
-            let nibbles = Bytes::load(self.tile, codes, group * 4 + i % 4).bits(i / 4 * 4, 15);
             match F {
-                true => nibbles.with_high(Bytes::load(self.tile, fifth, group).bits(i, 1), 4).minus(O),
-                false => nibbles.minus(O),
+                true => Bytes::dense::<5>(self.tile, codes, group, i).minus(O),
+                false => Bytes::load(self.tile, codes, group * 4 + i % 4).bits(i / 4 * 4, 15).minus(O),
             }
         }
     }
@@ -234,11 +243,9 @@ impl<const FIFTH: bool> Format for Q45K<FIFTH> {
     unsafe fn codes(&self, group: usize, i: usize) -> Codes {
         // SAFETY: as above.
         unsafe {
-            let low = if FIFTH { 384 } else { 128 };
-            let nibbles = Bytes::load(self.tile, low, group / 2 * 8 + i).bits(group % 2 * 4, 15);
             match FIFTH {
-                true => nibbles.with_high(Bytes::load(self.tile, 128, i).bits(group, 1), 4).minus(0),
-                false => nibbles.minus(0),
+                true => Bytes::dense::<5>(self.tile, 128, group, i).minus(0),
+                false => Bytes::load(self.tile, 128, group / 2 * 8 + i).bits(group % 2 * 4, 15).minus(0),
             }
         }
     }
@@ -274,12 +281,8 @@ impl Format for Q6K {
     }
     #[inline(always)]
     unsafe fn codes(&self, group: usize, i: usize) -> Codes {
-        let (half, quarter) = (group / 4, group % 4);
         // SAFETY: as above.
-        unsafe {
-            let low = Bytes::load(self.0, 128, half * 16 + quarter % 2 * 8 + i).bits(quarter / 2 * 4, 15);
-            low.with_high(Bytes::load(self.0, 1152, half * 8 + i).bits(quarter * 2, 3), 4).minus(32)
-        }
+        unsafe { Bytes::dense::<6>(self.0, 128, group, i).minus(32) }
     }
     #[inline(always)]
     unsafe fn scale(&self, run: usize) -> Ints {
@@ -313,10 +316,7 @@ impl Format for Q3K {
     #[inline(always)]
     unsafe fn codes(&self, group: usize, i: usize) -> Codes {
         // SAFETY: as above.
-        unsafe {
-            let low = Bytes::load(self.tile, 352, group / 4 * 8 + i).bits(group % 4 * 2, 3);
-            low.with_high(Bytes::load(self.tile, 96, i).bits(group, 1), 2).minus(4)
-        }
+        unsafe { Bytes::dense::<3>(self.tile, 96, group, i).minus(4) }
     }
     #[inline(always)]
     unsafe fn scale(&self, run: usize) -> Ints {

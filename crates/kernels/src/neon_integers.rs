@@ -304,8 +304,10 @@ pub(crate) unsafe fn unpack<F: Format>(
     unsafe {
         let (out, format) = (out.assume_init_mut(), F::new(tile, groups));
         (0..F::BYTES.div_ceil(64)).for_each(|line| prefetch(tile.wrapping_add(ahead + line * 64)));
-        for vector in 0..8 * groups {
-            out.codes[vector].write(format.codes(vector / 8, vector % 8));
+        for group in 0..groups {
+            for vector in 0..8 {
+                out.codes[8 * group + vector].write(format.codes(group, vector));
+            }
         }
         if !F::FLOAT_SCALES {
             (0..2 * groups).for_each(|run| _ = out.scales[run].write(format.scale(run)));

@@ -10,28 +10,29 @@
 //! section of D dwords a row: row 0's dword 0, row 1's dword 0, … row 7's dword 0, row 0's dword 1, …
 //! ```
 //!
-//! What the dwords hold is GGUF's own (see `blocks.rs`), but for the fifth bits of Q5_0 and Q5_1, which are regrouped so that bit
-//! `g` of byte `i` belongs to weight `4g + i`. The i-quants with large tables (`IQ2_*`, `IQ3_*`) lie row after row as GGUF has
-//! them.
+//! What the dwords hold is GGUF's own (see `blocks.rs`), but for codes of 3, 5 and 6 bits, whose low and high bits GGUF keeps
+//! apart: they are put together as `dense_codes.rs` has it. The i-quants with large tables (`IQ2_*`, `IQ3_*`) lie row after row
+//! as GGUF has them.
 //!
 //! | type | a tile of `s` groups of 32 | bytes for s = 8 |
 //! | --- | --- | --- |
 //! | F32, F16, BF16 | column after column, eight rows each | 8192, 4096, 4096 |
 //! | Q4_0, Q8_0, IQ4_NL | `d` `[s][8]` f16; codes `[s][4]` dwords, of Q8_0 `[s][8]` | 1152, 2176, 1152 |
 //! | Q4_1 | `d`, `m` `[s][8]` f16; codes `[s][4]` | 1280 |
-//! | Q5_0 | `d`; fifth bits `[s][1]`; codes `[s][4]` | 1408 |
-//! | Q5_1 | `d`, `m`; fifth bits `[s][1]`; codes `[s][4]` | 1536 |
+//! | Q5_0 | `d`; dense codes `[s][5]` | 1408 |
+//! | Q5_1 | `d`, `m`; dense codes `[s][5]` | 1536 |
 //! | Q2_K | `d`, `dmin` `[8]` f16; scales `[4]`; codes `[16]` | 672 |
-//! | Q3_K | scales `[3]`; high bits `[8]`; codes `[16]`; `d` | 880 |
+//! | Q3_K | scales `[3]`; dense codes `[8][3]`; `d` | 880 |
 //! | Q4_K | `d`, `dmin`; scales `[3]`; codes `[32]` | 1152 |
-//! | Q5_K | `d`, `dmin`; scales `[3]`; fifth bits `[8]`; codes `[32]` | 1408 |
-//! | Q6_K | scales `[4]`; low bits `[32]`; high bits `[16]`; `d` | 1680 |
+//! | Q5_K | `d`, `dmin`; scales `[3]`; dense codes `[8][5]` | 1408 |
+//! | Q6_K | scales `[4]`; dense codes `[8][6]`; `d` | 1680 |
 //! | IQ4_XS | `d`; high bits of scales `[8]` u16; low bits `[1]`; codes `[32]` | 1088 |
 
 use std::ops::Range;
 
 use octet_checkpoint::ElementType;
 
+use crate::dense_codes;
 use crate::interleave::{self, Rows};
 
 /// Rows of a panel.
@@ -65,10 +66,10 @@ pub(crate) fn pack_tile(kind: ElementType, rows: &[u8], row_bytes: usize, at: us
     match kind {
         F32 => out.interleave::<4>(0, cols),
         F16 | BF16 => out.interleave::<2>(0, cols),
-        Q4_0 | Q8_0 | IQ4_NL => out.scaled_blocks(kind.block_bytes(), 1, FifthBits::Absent, cols / GROUP),
-        Q4_1 => out.scaled_blocks(kind.block_bytes(), 2, FifthBits::Absent, cols / GROUP),
-        Q5_0 => out.scaled_blocks(kind.block_bytes(), 1, FifthBits::Present, cols / GROUP),
-        Q5_1 => out.scaled_blocks(kind.block_bytes(), 2, FifthBits::Present, cols / GROUP),
+        Q4_0 | Q8_0 | IQ4_NL => out.scaled_blocks(kind.block_bytes(), 1, cols / GROUP),
+        Q4_1 => out.scaled_blocks(kind.block_bytes(), 2, cols / GROUP),
+        Q5_0 => out.five_bit_blocks(kind.block_bytes(), 1, cols / GROUP),
+        Q5_1 => out.five_bit_blocks(kind.block_bytes(), 2, cols / GROUP),
         Q2_K => {
             out.halves::<2>(80);
             out.interleave::<4>(0, 4);
@@ -76,8 +77,10 @@ pub(crate) fn pack_tile(kind: ElementType, rows: &[u8], row_bytes: usize, at: us
         }
         Q3_K => {
             out.interleave::<4>(96, 3);
-            out.interleave::<4>(0, 8);
-            out.interleave::<4>(32, 16);
+            out.dense::<3, 24>(TILE, 0, |words, group, i| {
+                let low = bits(&words[8 + group / 4 * 8 + i], group % 4 * 2, 3);
+                with_high(low, bits(&words[i], group, 1), 2)
+            });
             out.halves::<1>(108);
         }
         Q4_K => {
@@ -86,11 +89,19 @@ pub(crate) fn pack_tile(kind: ElementType, rows: &[u8], row_bytes: usize, at: us
         }
         Q5_K => {
             out.halves::<2>(0);
-            out.interleave::<4>(4, 43);
+            out.interleave::<4>(4, 3);
+            out.dense::<5, 40>(TILE, 16, |words, group, i| {
+                let low = bits(&words[8 + group / 2 * 8 + i], group % 2 * 4, 15);
+                with_high(low, bits(&words[i], group, 1), 4)
+            });
         }
         Q6_K => {
             out.interleave::<4>(192, 4);
-            out.interleave::<4>(0, 48);
+            out.dense::<6, 48>(TILE, 0, |words, group, i| {
+                let (half, quarter) = (group / 4, group % 4);
+                let low = bits(&words[half * 16 + quarter % 2 * 8 + i], quarter / 2 * 4, 15);
+                with_high(low, bits(&words[32 + half * 8 + i], quarter * 2, 3), 4)
+            });
             out.halves::<1>(208);
         }
         IQ4_XS => {
@@ -146,44 +157,65 @@ impl Sections<'_, '_> {
         self.tile = rest;
     }
 
-    /// Blocks of 32 that hold `floats` float16 (a scale, a minimum), perhaps fifth bits, and codes.
-    fn scaled_blocks(&mut self, block_bytes: usize, floats: usize, fifth: FifthBits, groups: usize) {
+    /// Dense codes of `columns` columns: `codes(words, group, vector)`, of the `WORDS` dwords that each row has from byte `from` on.
+    fn dense<const BITS: usize, const WORDS: usize>(
+        &mut self,
+        columns: usize,
+        from: usize,
+        codes: impl Fn(&[Dwords; WORDS], usize, usize) -> Dwords,
+    ) {
+        let tile = std::mem::take(&mut self.tile);
+        let (here, rest) = tile.split_at_mut(BITS * ROWS * columns / 8);
+        let mut words = [[0; 4 * ROWS]; WORDS];
+        interleave::words(self.blocks.from(from), words.as_flattened_mut());
+        let words = words.map(|word| {
+            let (bytes, _) = word.as_chunks();
+            std::array::from_fn(|row| u32::from_le_bytes(bytes[row]))
+        });
+        dense_codes::put_groups::<BITS>(|group, vector| codes(&words, group, vector), here);
+        self.tile = rest;
+    }
+
+    /// Blocks of 32 that hold `floats` float16 (a scale, a minimum), and codes.
+    fn scaled_blocks(&mut self, block_bytes: usize, floats: usize, groups: usize) {
+        self.block_floats(block_bytes, floats, groups);
+        for group in 0..groups {
+            self.interleave::<4>(group * block_bytes + 2 * floats, (block_bytes - 2 * floats) / 4);
+        }
+    }
+
+    /// Blocks of 32 that hold `floats` float16, 32 fifth bits, and nibbles.
+    fn five_bit_blocks(&mut self, block_bytes: usize, floats: usize, groups: usize) {
+        self.block_floats(block_bytes, floats, groups);
+        for group in 0..groups {
+            self.dense::<5, 5>(GROUP, group * block_bytes + 2 * floats, |words, _, i| {
+                let fifth = words[0].map(|bits| ((bits >> (4 * i) & 15) * 0x0020_4081) & 0x0101_0101);
+                with_high(bits(&words[1 + i % 4], i / 4 * 4, 15), fifth, 4)
+            });
+        }
+    }
+
+    /// The floats of such blocks.
+    fn block_floats(&mut self, block_bytes: usize, floats: usize, groups: usize) {
         for float in 0..floats {
             (0..groups).for_each(|group| self.halves::<1>(group * block_bytes + 2 * float));
         }
-        let mut codes_at = 2 * floats;
-        if fifth == FifthBits::Present {
-            for group in 0..groups {
-                for row in 0..ROWS {
-                    let bits = self.blocks.from(group * block_bytes + codes_at).row(row, 4);
-                    let bits: [u8; 4] = bits.try_into().expect("four bytes");
-                    self.put(&fifth_bits(u32::from_le_bytes(bits)).to_le_bytes());
-                }
-            }
-            codes_at += 4;
-        }
-        for group in 0..groups {
-            self.interleave::<4>(group * block_bytes + codes_at, (block_bytes - codes_at) / 4);
-        }
     }
 }
 
-/// Whether blocks hold the fifth bits of their codes apart.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum FifthBits {
-    Absent,
-    Present,
+/// A dword of every row.
+type Dwords = [u32; ROWS];
+
+/// `(byte >> from) & mask` of all bytes.
+#[inline(always)]
+fn bits(words: &Dwords, from: usize, mask: u8) -> Dwords {
+    words.map(|word| word >> from & u32::from_le_bytes([mask; 4]))
 }
 
-/// Bit `g` of byte `i` of the result is bit `4g + i` of `bits`: an 8 x 4 transpose.
-fn fifth_bits(bits: u32) -> u32 {
-    let mut out = 0;
-    for g in 0..8 {
-        for i in 0..4 {
-            out |= (bits >> (4 * g + i) & 1) << (8 * i + g);
-        }
-    }
-    out
+/// `low | high << by`.
+#[inline(always)]
+fn with_high(low: Dwords, high: Dwords, by: usize) -> Dwords {
+    std::array::from_fn(|row| low[row] | high[row] << by)
 }
 
 #[cfg(test)]
@@ -195,14 +227,6 @@ mod tests {
         for kind in ElementType::all() {
             let per_row = kind.row_bytes(TILE).expect("whole blocks");
             assert_eq!(tile_bytes(kind, TILE), ROWS * per_row, "{kind}");
-        }
-    }
-
-    #[test]
-    fn fifth_bits_are_transposed() {
-        for weight in 0..32 {
-            let (g, i) = (weight / 4, weight % 4);
-            assert_eq!(fifth_bits(1 << weight), 1 << (8 * i + g));
         }
     }
 }

@@ -5,6 +5,7 @@ use octet_checkpoint::ElementType;
 
 use crate::activations::{WORDS, section};
 use crate::blocks::IQ4_LEVELS;
+use crate::dense_codes;
 use crate::packed_layout::{GROUP, ROWS, TILE};
 
 /// A tile of eight rows: `weight = d * scale * code + dmin * minimum`, or `weight = d * code + m` with floats of its 32.
@@ -118,7 +119,7 @@ fn scaled_blocks(kind: ElementType, tile: &[u8], groups: usize, out: &mut Codes)
         // Its codes are read as -16..=15, so that sums of them fit 16 bits.
         minimums = minimums.map(|m| std::array::from_fn(|r| std::array::from_fn(|g| 16f32.mul_add(d[r][g], m[r][g]))));
     }
-    let (fifth, bytes) = rest.split_at(if matches!(kind, Q5_0 | Q5_1) { groups * 32 } else { 0 });
+    let bytes = rest;
     let offset = match kind {
         Q4_1 => 0,
         Q4_0 => 8,
@@ -129,11 +130,8 @@ fn scaled_blocks(kind: ElementType, tile: &[u8], groups: usize, out: &mut Codes)
         match kind {
             Q8_0 => byte(bytes, row, k) as i8,
             IQ4_NL => iq4(bytes, row, k),
-            _ => {
-                let nibble = byte(bytes, row, group * 16 + i % 16) >> (i / 16 * 4) & 15;
-                let fifth = if fifth.is_empty() { 0 } else { byte(fifth, row, group * 4 + i % 4) >> (i / 4) & 1 };
-                (nibble | fifth << 4) as i8 - offset
-            }
+            Q5_0 | Q5_1 => dense::<5>(bytes, row, k) as i8 - offset,
+            _ => (byte(bytes, row, group * 16 + i % 16) >> (i / 16 * 4) & 15) as i8 - offset,
         }
     });
     out.groups = Some(Groups { d, minimums });
@@ -157,6 +155,12 @@ fn iq4_xs(tile: &[u8], out: &mut Codes) {
     codes(out, TILE, |row, k| iq4(bytes, row, k));
 }
 
+/// Column `k` of dense codes.
+fn dense<const BITS: usize>(section: &[u8], row: usize, k: usize) -> u8 {
+    let group = &section[k / GROUP * GROUP * BITS..];
+    dense_codes::code::<BITS>(k % GROUP, |vector, i| byte(group, row, 4 * vector + i))
+}
+
 /// Two-bit codes of 256 columns in 64 bytes.
 fn two_bits(section: &[u8], row: usize, k: usize) -> u8 {
     byte(section, row, k / 128 * 32 + k % 32) >> (k % 128 / 32 * 2) & 3
@@ -172,17 +176,14 @@ fn q2_k(tile: &[u8], out: &mut Codes) {
 }
 
 fn q3_k(tile: &[u8], out: &mut Codes) {
-    let (scales, high, bytes, d) = (&tile[..96], &tile[96..352], &tile[352..864], &tile[864..]);
+    let (scales, bytes, d) = (&tile[..96], &tile[96..864], &tile[864..]);
     out.d = std::array::from_fn(|row| half(d, row, 0));
     out.scales = sixteenths(|row, i| {
         let low = byte(scales, row, i % 8) >> (i / 8 * 4) & 15;
         let high = byte(scales, row, 8 + i % 4) >> (i / 4 * 2) & 3;
         i32::from(low | high << 4) - 32
     });
-    codes(out, TILE, |row, k| {
-        let high = byte(high, row, k % 32) >> (k / 32) & 1;
-        (two_bits(bytes, row, k) | high << 2) as i8 - 4
-    });
+    codes(out, TILE, |row, k| dense::<3>(bytes, row, k) as i8 - 4);
 }
 
 /// Scales and minimums of Q4_K and Q5_K.
@@ -213,16 +214,12 @@ fn q4_k(tile: &[u8], out: &mut Codes) {
 
 fn q5_k(tile: &[u8], out: &mut Codes) {
     scales_and_minimums(tile, out);
-    let (fifth, bytes) = (&tile[128..384], &tile[384..]);
-    codes(out, TILE, |row, k| (four_bits(bytes, row, k) | (byte(fifth, row, k % 32) >> (k / 32) & 1) << 4) as i8);
+    codes(out, TILE, |row, k| dense::<5>(&tile[128..], row, k) as i8);
 }
 
 fn q6_k(tile: &[u8], out: &mut Codes) {
-    let (scales, low, high, d) = (&tile[..128], &tile[128..1152], &tile[1152..1664], &tile[1664..]);
+    let (scales, bytes, d) = (&tile[..128], &tile[128..1664], &tile[1664..]);
     out.d = std::array::from_fn(|row| half(d, row, 0));
     out.scales = sixteenths(|row, i| i32::from(byte(scales, row, i) as i8));
-    codes(out, TILE, |row, k| {
-        let nibble = byte(low, row, k / 128 * 64 + k % 64) >> (k % 128 / 64 * 4) & 15;
-        (nibble | two_bits(high, row, k) << 4) as i8 - 32
-    });
+    codes(out, TILE, |row, k| dense::<6>(bytes, row, k) as i8 - 32);
 }
