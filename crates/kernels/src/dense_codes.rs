@@ -89,14 +89,29 @@ pub(crate) const fn pieces<const BITS: usize>(vector: usize) -> [Piece; 3] {
     }
 }
 
-/// Puts groups' codes one after the other into `out`: `codes(group, vector)` gives four codes of every row.
-pub(crate) fn put_groups<const BITS: usize>(codes: impl Fn(usize, usize) -> [u32; ROWS], out: &mut [u8]) {
+/// A dword of each of eight rows.
+pub(crate) type Dwords = [u32; ROWS];
+/// The same as bytes.
+pub(crate) type DwordBytes = [u8; 4 * ROWS];
+
+/// Codes of `BITS` bits as they are before: in `WORDS` dwords of every row.
+pub(crate) trait Source<const BITS: usize, const WORDS: usize> {
+    /// The four codes of every row that are vector `vector` of group `group`. To be inlined always: a vector known before costs
+    /// a third of one that is not.
+    fn codes(words: &[DwordBytes; WORDS], group: usize, vector: usize) -> Dwords;
+}
+
+/// Puts the codes of groups one after the other into `out`, as `S` reads them from `words`.
+pub(crate) fn put_groups<S: Source<BITS, WORDS>, const BITS: usize, const WORDS: usize>(
+    words: &[DwordBytes; WORDS],
+    out: &mut [u8],
+) {
     #[cfg(target_arch = "x86_64")]
     if std::is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has AVX2.
-        return unsafe { put_groups_avx2::<BITS>(codes, out) };
+        return unsafe { put_groups_avx2::<S, BITS, WORDS>(words, out) };
     }
-    put_each::<BITS>(codes, out);
+    put_each::<S, BITS, WORDS>(words, out);
 }
 
 /// The same by vectors of eight rows.
@@ -105,34 +120,54 @@ pub(crate) fn put_groups<const BITS: usize>(codes: impl Fn(usize, usize) -> [u32
 /// The processor must have AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-unsafe fn put_groups_avx2<const BITS: usize>(codes: impl Fn(usize, usize) -> [u32; ROWS], out: &mut [u8]) {
-    put_each::<BITS>(codes, out);
+unsafe fn put_groups_avx2<S: Source<BITS, WORDS>, const BITS: usize, const WORDS: usize>(
+    words: &[DwordBytes; WORDS],
+    out: &mut [u8],
+) {
+    put_each::<S, BITS, WORDS>(words, out);
 }
 
 #[inline(always)]
-fn put_each<const BITS: usize>(codes: impl Fn(usize, usize) -> [u32; ROWS], out: &mut [u8]) {
+fn put_each<S: Source<BITS, WORDS>, const BITS: usize, const WORDS: usize>(
+    words: &[DwordBytes; WORDS],
+    out: &mut [u8],
+) {
     for (group, out) in out.chunks_exact_mut(GROUP * BITS).enumerate() {
-        put::<BITS>(|vector| codes(group, vector), out);
+        put::<S, BITS, WORDS>(words, group, out);
     }
 }
 
-/// Puts a group's codes, of eight rows, into the `GROUP * BITS` bytes of `out`, which become those of the stored vectors;
-/// `codes(vector)` gives four codes of every row.
+/// Puts the codes of a group into the `GROUP * BITS` bytes of `out`, which become those of the stored vectors.
 #[inline(always)]
-fn put<const BITS: usize>(codes: impl Fn(usize) -> [u32; ROWS], out: &mut [u8]) {
-    let mut stored = [[0u32; ROWS]; BITS];
-    for vector in 0..VECTORS {
-        let codes = codes(vector);
-        for Piece { vector, mask, right } in pieces::<BITS>(vector) {
-            // What is shifted over a byte's end does not come where the next one's mask is.
-            let mask = u32::from_le_bytes([mask; 4]);
-            for (place, codes) in stored[vector].iter_mut().zip(codes) {
-                *place |= codes << right & mask;
-            }
-        }
-    }
+fn put<S: Source<BITS, WORDS>, const BITS: usize, const WORDS: usize>(
+    words: &[DwordBytes; WORDS],
+    group: usize,
+    out: &mut [u8],
+) {
+    let mut stored = [[0; ROWS]; BITS];
+    // Written out: a compiler that leaves it a loop finds out while it runs where codes lie, three times as slowly.
+    lay::<BITS>(0, S::codes(words, group, 0), &mut stored);
+    lay::<BITS>(1, S::codes(words, group, 1), &mut stored);
+    lay::<BITS>(2, S::codes(words, group, 2), &mut stored);
+    lay::<BITS>(3, S::codes(words, group, 3), &mut stored);
+    lay::<BITS>(4, S::codes(words, group, 4), &mut stored);
+    lay::<BITS>(5, S::codes(words, group, 5), &mut stored);
+    lay::<BITS>(6, S::codes(words, group, 6), &mut stored);
+    lay::<BITS>(7, S::codes(words, group, 7), &mut stored);
     for (out, word) in out.as_chunks_mut().0.iter_mut().zip(stored.as_flattened()) {
         *out = word.to_le_bytes();
+    }
+}
+
+/// Lays the codes of a vector where they are stored.
+#[inline(always)]
+fn lay<const BITS: usize>(vector: usize, codes: Dwords, stored: &mut [Dwords; BITS]) {
+    for Piece { vector, mask, right } in pieces::<BITS>(vector) {
+        // What is shifted over a byte's end does not come where the next one's mask is.
+        let mask = u32::from_le_bytes([mask; 4]);
+        for (place, codes) in stored[vector].iter_mut().zip(codes) {
+            *place |= codes << right & mask;
+        }
     }
 }
 
@@ -146,19 +181,25 @@ pub(crate) fn code<const BITS: usize>(column: usize, byte: impl Fn(usize, usize)
 mod tests {
     use super::*;
 
+    struct Made;
+
+    fn code_of<const BITS: usize>(row: usize, column: usize) -> u8 {
+        ((row * 131 + column * 37 + row * column) % (1 << BITS)) as u8
+    }
+
+    impl<const BITS: usize> Source<BITS, 0> for Made {
+        fn codes(_: &[DwordBytes; 0], _: usize, vector: usize) -> Dwords {
+            std::array::from_fn(|row| u32::from_le_bytes(std::array::from_fn(|i| code_of::<BITS>(row, 4 * vector + i))))
+        }
+    }
+
     fn codes_come_back<const BITS: usize>() {
-        let code_of = |row: usize, column: usize| ((row * 131 + column * 37 + row * column) % (1 << BITS)) as u8;
         let mut out = vec![0xff; GROUP * BITS];
-        put::<BITS>(
-            |vector| {
-                std::array::from_fn(|row| u32::from_le_bytes(std::array::from_fn(|i| code_of(row, 4 * vector + i))))
-            },
-            &mut out,
-        );
+        put_groups::<Made, BITS, 0>(&[], &mut out);
         for row in 0..ROWS {
             for column in 0..GROUP {
                 let code = code::<BITS>(column, |vector, i| out[(vector * ROWS + row) * 4 + i]);
-                assert_eq!(code, code_of(row, column), "row {row}, column {column}, {BITS} bits");
+                assert_eq!(code, code_of::<BITS>(row, column), "row {row}, column {column}, {BITS} bits");
             }
         }
     }

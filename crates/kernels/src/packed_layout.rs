@@ -32,7 +32,7 @@ use std::ops::Range;
 
 use octet_checkpoint::ElementType;
 
-use crate::dense_codes;
+use crate::dense_codes::{self, DwordBytes, Dwords, Source};
 use crate::interleave::{self, Rows};
 
 /// Rows of a panel.
@@ -77,10 +77,7 @@ pub(crate) fn pack_tile(kind: ElementType, rows: &[u8], row_bytes: usize, at: us
         }
         Q3_K => {
             out.interleave::<4>(96, 3);
-            out.dense::<3, 24>(TILE, 0, |words, group, i| {
-                let low = bits(&words[8 + group / 4 * 8 + i], group % 4 * 2, 3);
-                with_high(low, bits(&words[i], group, 1), 2)
-            });
+            out.dense::<HighsThenPairs, 3, 24>(TILE, 0);
             out.halves::<1>(108);
         }
         Q4_K => {
@@ -90,18 +87,11 @@ pub(crate) fn pack_tile(kind: ElementType, rows: &[u8], row_bytes: usize, at: us
         Q5_K => {
             out.halves::<2>(0);
             out.interleave::<4>(4, 3);
-            out.dense::<5, 40>(TILE, 16, |words, group, i| {
-                let low = bits(&words[8 + group / 2 * 8 + i], group % 2 * 4, 15);
-                with_high(low, bits(&words[i], group, 1), 4)
-            });
+            out.dense::<FifthsThenNibbles, 5, 40>(TILE, 16);
         }
         Q6_K => {
             out.interleave::<4>(192, 4);
-            out.dense::<6, 48>(TILE, 0, |words, group, i| {
-                let (half, quarter) = (group / 4, group % 4);
-                let low = bits(&words[half * 16 + quarter % 2 * 8 + i], quarter / 2 * 4, 15);
-                with_high(low, bits(&words[32 + half * 8 + i], quarter * 2, 3), 4)
-            });
+            out.dense::<NibblesThenPairs, 6, 48>(TILE, 0);
             out.halves::<1>(208);
         }
         IQ4_XS => {
@@ -157,22 +147,13 @@ impl Sections<'_, '_> {
         self.tile = rest;
     }
 
-    /// Dense codes of `columns` columns: `codes(words, group, vector)`, of the `WORDS` dwords that each row has from byte `from` on.
-    fn dense<const BITS: usize, const WORDS: usize>(
-        &mut self,
-        columns: usize,
-        from: usize,
-        codes: impl Fn(&[Dwords; WORDS], usize, usize) -> Dwords,
-    ) {
+    /// Dense codes of `columns` columns, which `S` reads from the `WORDS` dwords that each row has from byte `from` on.
+    fn dense<S: Source<BITS, WORDS>, const BITS: usize, const WORDS: usize>(&mut self, columns: usize, from: usize) {
         let tile = std::mem::take(&mut self.tile);
         let (here, rest) = tile.split_at_mut(BITS * ROWS * columns / 8);
         let mut words = [[0; 4 * ROWS]; WORDS];
         interleave::words(self.blocks.from(from), words.as_flattened_mut());
-        let words = words.map(|word| {
-            let (bytes, _) = word.as_chunks();
-            std::array::from_fn(|row| u32::from_le_bytes(bytes[row]))
-        });
-        dense_codes::put_groups::<BITS>(|group, vector| codes(&words, group, vector), here);
+        dense_codes::put_groups::<S, BITS, WORDS>(&words, here);
         self.tile = rest;
     }
 
@@ -188,10 +169,7 @@ impl Sections<'_, '_> {
     fn five_bit_blocks(&mut self, block_bytes: usize, floats: usize, groups: usize) {
         self.block_floats(block_bytes, floats, groups);
         for group in 0..groups {
-            self.dense::<5, 5>(GROUP, group * block_bytes + 2 * floats, |words, _, i| {
-                let fifth = words[0].map(|bits| ((bits >> (4 * i) & 15) * 0x0020_4081) & 0x0101_0101);
-                with_high(bits(&words[1 + i % 4], i / 4 * 4, 15), fifth, 4)
-            });
+            self.dense::<FifthsOfBlock, 5, 5>(GROUP, group * block_bytes + 2 * floats);
         }
     }
 
@@ -203,19 +181,68 @@ impl Sections<'_, '_> {
     }
 }
 
-/// A dword of every row.
-type Dwords = [u32; ROWS];
+#[inline(always)]
+fn dwords(bytes: &DwordBytes) -> Dwords {
+    let (bytes, _) = bytes.as_chunks();
+    std::array::from_fn(|row| u32::from_le_bytes(bytes[row]))
+}
 
 /// `(byte >> from) & mask` of all bytes.
 #[inline(always)]
-fn bits(words: &Dwords, from: usize, mask: u8) -> Dwords {
-    words.map(|word| word >> from & u32::from_le_bytes([mask; 4]))
+fn bits(bytes: &DwordBytes, from: usize, mask: u8) -> Dwords {
+    dwords(bytes).map(|word| word >> from & u32::from_le_bytes([mask; 4]))
 }
 
 /// `low | high << by`.
 #[inline(always)]
 fn with_high(low: Dwords, high: Dwords, by: usize) -> Dwords {
     std::array::from_fn(|row| low[row] | high[row] << by)
+}
+
+/// Codes of Q3_K: high bits, then low ones.
+struct HighsThenPairs;
+
+impl Source<3, 24> for HighsThenPairs {
+    #[inline(always)]
+    fn codes(words: &[DwordBytes; 24], group: usize, i: usize) -> Dwords {
+        let low = bits(&words[8 + group / 4 * 8 + i], group % 4 * 2, 3);
+        with_high(low, bits(&words[i], group, 1), 2)
+    }
+}
+
+/// Codes of Q5_K: high bits, then low ones.
+struct FifthsThenNibbles;
+
+impl Source<5, 40> for FifthsThenNibbles {
+    #[inline(always)]
+    fn codes(words: &[DwordBytes; 40], group: usize, i: usize) -> Dwords {
+        let low = bits(&words[8 + group / 2 * 8 + i], group % 2 * 4, 15);
+        with_high(low, bits(&words[i], group, 1), 4)
+    }
+}
+
+/// Codes of Q6_K: low bits, then high ones.
+struct NibblesThenPairs;
+
+impl Source<6, 48> for NibblesThenPairs {
+    #[inline(always)]
+    fn codes(words: &[DwordBytes; 48], group: usize, i: usize) -> Dwords {
+        let (half, quarter) = (group / 4, group % 4);
+        let low = bits(&words[half * 16 + quarter % 2 * 8 + i], quarter / 2 * 4, 15);
+        with_high(low, bits(&words[32 + half * 8 + i], quarter * 2, 3), 4)
+    }
+}
+
+/// Codes of a block of Q5_0 or Q5_1: 32 fifth bits, then low ones.
+struct FifthsOfBlock;
+
+impl Source<5, 5> for FifthsOfBlock {
+    #[inline(always)]
+    fn codes(words: &[DwordBytes; 5], _: usize, i: usize) -> Dwords {
+        // Four neighbouring bits to the lowest of four bytes.
+        let fifth = dwords(&words[0]).map(|bits| ((bits >> (4 * i) & 15) * 0x0020_4081) & 0x0101_0101);
+        with_high(bits(&words[1 + i % 4], i / 4 * 4, 15), fifth, 4)
+    }
 }
 
 #[cfg(test)]
