@@ -148,6 +148,9 @@ impl Args {
         if self.cache_type_v.is_some_and(|v| v != self.cache_type_k) {
             bail!("-ctv differs from -ctk; keys and values are kept in one type");
         }
+        if self.npl.is_empty() && self.single_tests().is_empty() {
+            bail!("-p and -n are 0, so there is nothing to measure; give one of them tokens, as -p 512");
+        }
         Ok(())
     }
 

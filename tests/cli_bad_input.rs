@@ -175,6 +175,7 @@ fn flags_that_make_no_sense_are_refused_in_one_line() {
     octet(["plan", model, "--kv", "f64"]).refused_naming(&["--kv", "q8_0"]);
     octet(["verify", model, "--threads", "0"]).refused_naming(&["--threads"]);
     octet(["bench", model, "-r", "0"]).refused_naming(&["--repetitions"]);
+    octet(["bench", model, "-p", "0", "-n", "0"]).refused_naming(&["-p", "-n", "nothing to measure"]);
     octet(["generate", model, "hello", "--temperature=-1"]).refused_naming(&["temperature"]);
     octet(["generate", model, "hello", "--temperature", "NaN"]).refused_naming(&["temperature"]);
     octet(["generate", model, "hello", "--top-p", "1.5"]).refused_naming(&["top-p"]);
