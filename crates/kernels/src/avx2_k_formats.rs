@@ -1,7 +1,7 @@
 //! How AVX2 reads packed tiles of the K types: blocks of 256, scales of 4, 6 or 8 bits for 16 or 32 columns.
 //!
-//! Groups are 32 columns, runs 16. Codes of 2 and 4 bits share their bytes with
-//! those of other groups, so a group is an address and a shift; those of 3, 5 and 6 bits are dense.
+//! Groups are 32 columns, runs 16. Codes of 2 and 4 bits share their bytes with those of other groups, so a
+//! group is an address and a shift; those of 3, 5 and 6 bits are dense (see `dense_codes.rs`).
 
 use std::arch::x86_64::*;
 

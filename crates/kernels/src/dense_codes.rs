@@ -17,7 +17,7 @@
 use crate::packed_layout::{GROUP, ROWS};
 
 /// Vectors of four codes in a group.
-pub(crate) const VECTORS: usize = GROUP / 4;
+const VECTORS: usize = GROUP / 4;
 
 /// Some bits of a code, in a byte of a stored vector: `(byte & mask) >> right` is where they stand in the code.
 #[derive(Clone, Copy)]

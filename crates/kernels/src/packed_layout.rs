@@ -77,7 +77,7 @@ pub(crate) fn pack_tile(kind: ElementType, rows: &[u8], row_bytes: usize, at: us
         }
         Q3_K => {
             out.interleave::<4>(96, 3);
-            out.dense::<HighsThenPairs, 3, 24>(TILE, 0);
+            out.dense::<HighsThenLows, 3, 24>(TILE, 0);
             out.halves::<1>(108);
         }
         Q4_K => {
@@ -87,7 +87,7 @@ pub(crate) fn pack_tile(kind: ElementType, rows: &[u8], row_bytes: usize, at: us
         Q5_K => {
             out.halves::<2>(0);
             out.interleave::<4>(4, 3);
-            out.dense::<FifthsThenNibbles, 5, 40>(TILE, 16);
+            out.dense::<HighsThenLows, 5, 40>(TILE, 16);
         }
         Q6_K => {
             out.interleave::<4>(192, 4);
@@ -199,25 +199,16 @@ fn with_high(low: Dwords, high: Dwords, by: usize) -> Dwords {
     std::array::from_fn(|row| low[row] | high[row] << by)
 }
 
-/// Codes of Q3_K: high bits, then low ones.
-struct HighsThenPairs;
+/// Codes of Q3_K and Q5_K: the highest bits of all groups, then low ones, of as many groups in a byte as it has room for.
+struct HighsThenLows;
 
-impl Source<3, 24> for HighsThenPairs {
+impl<const BITS: usize, const WORDS: usize> Source<BITS, WORDS> for HighsThenLows {
     #[inline(always)]
-    fn codes(words: &[DwordBytes; 24], group: usize, i: usize) -> Dwords {
-        let low = bits(&words[8 + group / 4 * 8 + i], group % 4 * 2, 3);
-        with_high(low, bits(&words[i], group, 1), 2)
-    }
-}
-
-/// Codes of Q5_K: high bits, then low ones.
-struct FifthsThenNibbles;
-
-impl Source<5, 40> for FifthsThenNibbles {
-    #[inline(always)]
-    fn codes(words: &[DwordBytes; 40], group: usize, i: usize) -> Dwords {
-        let low = bits(&words[8 + group / 2 * 8 + i], group % 2 * 4, 15);
-        with_high(low, bits(&words[i], group, 1), 4)
+    fn codes(words: &[DwordBytes; WORDS], group: usize, i: usize) -> Dwords {
+        let n_low = BITS - 1;
+        let in_byte = 8 / n_low;
+        let low = bits(&words[8 + group / in_byte * 8 + i], group % in_byte * n_low, (1 << n_low) - 1);
+        with_high(low, bits(&words[i], group, 1), n_low)
     }
 }
 

@@ -108,18 +108,17 @@ fn scaled_blocks(kind: ElementType, tile: &[u8], groups: usize, out: &mut Codes)
         std::array::from_fn(|row| std::array::from_fn(|group| float(row, group)))
     };
     let section_bytes = groups * ROWS * 2;
-    let (section, mut rest) = tile.split_at(section_bytes);
+    let (section, mut bytes) = tile.split_at(section_bytes);
     let d = floats(section);
     let mut minimums = None;
     if matches!(kind, Q4_1 | Q5_1) {
-        let (section, after) = rest.split_at(section_bytes);
-        (minimums, rest) = (Some(floats(section)), after);
+        let (section, after) = bytes.split_at(section_bytes);
+        (minimums, bytes) = (Some(floats(section)), after);
     }
     if kind == Q5_1 {
         // Its codes are read as -16..=15, so that sums of them fit 16 bits.
         minimums = minimums.map(|m| std::array::from_fn(|r| std::array::from_fn(|g| 16f32.mul_add(d[r][g], m[r][g]))));
     }
-    let bytes = rest;
     let offset = match kind {
         Q4_1 => 0,
         Q4_0 => 8,
