@@ -197,6 +197,22 @@ macro_rules! each_panel {
 }
 use each_panel;
 
+/// The sum in 16 or 32 bits of a token and a panel.
+macro_rules! sum {
+    ($token:literal, $panel:literal) => {
+        concat!("{s", $token, $panel, "}")
+    };
+}
+use sum;
+
+/// The integer of a token and a panel in memory.
+macro_rules! int {
+    ($token:literal, $panel:literal) => {
+        concat!("[{ints} + 128*", $token, " + 32*", $panel, "]")
+    };
+}
+use int;
+
 /// The sum of products with a panel's minimums in `{s..}`, two tokens.
 macro_rules! minimum_products {
     ($panel:literal) => {
@@ -206,16 +222,15 @@ macro_rules! minimum_products {
             "]\n",
             "vpmaddwd {m}, {c}, {b}\n",
             "vpmaddwd {c}, {c}, {b1}\n",
-            "vpaddd {s0",
-            $panel,
-            "}, {s0",
-            $panel,
-            "}, {m}\n",
-            "vpaddd {s1",
-            $panel,
-            "}, {s1",
-            $panel,
-            "}, {c}\n",
+            "vpaddd ",
+            sum!(0, $panel),
+            ", ",
+            sum!(0, $panel),
+            ", {m}\nvpaddd ",
+            sum!(1, $panel),
+            ", ",
+            sum!(1, $panel),
+            ", {c}\n",
         )
     };
 }
@@ -242,14 +257,6 @@ macro_rules! scaled_float {
 }
 use scaled_float;
 
-/// The sum in 16 or 32 bits of a token and a panel.
-macro_rules! sum {
-    ($token:literal, $panel:literal) => {
-        concat!("{s", $token, $panel, "}")
-    };
-}
-use sum;
-
 /// Puts a float to memory.
 macro_rules! put_float {
     ($float:expr, $token:literal, $panel:literal) => {
@@ -261,7 +268,7 @@ use put_float;
 /// [`scaled_float`] of an integer in memory, in `{c}`.
 macro_rules! float_end {
     ($token:literal, $panel:literal) => {
-        scaled_float!(concat!("[{ints} + 128*", $token, " + 32*", $panel, "]"), "{c}", $token, $panel)
+        scaled_float!(int!($token, $panel), "{c}", $token, $panel)
     };
 }
 

@@ -8,7 +8,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::{Ints, Sums, TOKENS, UnpackedQuad, each_panel, finish, on_sums, put_float, scaled_float, sum};
+use super::{Ints, Sums, TOKENS, UnpackedQuad, each_panel, finish, int, on_sums, put_float, scaled_float, sum};
 use crate::activations::{WORDS, section};
 use crate::avx2_integers::Format;
 use crate::quads::PANELS;
@@ -25,18 +25,16 @@ macro_rules! begin {
 
 macro_rules! first_product {
     (nothing, $token:literal, $panel:literal) => {
-        concat!("vpmaddubsw {s", $token, $panel, "}, {q", $panel, "}, {b}\n")
+        concat!("vpmaddubsw ", sum!($token, $panel), ", {q", $panel, "}, {b}\n")
     };
     (offset, $token:literal, $panel:literal) => {
         concat!(
             first_product!(nothing, $token, $panel),
-            "vpaddw {s",
-            $token,
-            $panel,
-            "}, {s",
-            $token,
-            $panel,
-            "}, {m2}\n"
+            "vpaddw ",
+            sum!($token, $panel),
+            ", ",
+            sum!($token, $panel),
+            ", {m2}\n"
         )
     };
 }
@@ -116,34 +114,23 @@ macro_rules! unsigned_step {
 macro_rules! scaled_sum {
     ($token:literal, $panel:literal) => {
         concat!(
-            "vpmaddwd {s",
-            $token,
+            "vpmaddwd ",
+            sum!($token, $panel),
+            ", ",
+            sum!($token, $panel),
+            ", [{scales} + 32*",
             $panel,
-            "}, {s",
-            $token,
-            $panel,
-            "}, [{scales} + 32*",
-            $panel,
-            "]\n",
-            "vpaddd {s",
-            $token,
-            $panel,
-            "}, {s",
-            $token,
-            $panel,
-            "}, [{ints} + 128*",
-            $token,
-            " + 32*",
-            $panel,
-            "]\n",
-            "vmovdqa [{ints} + 128*",
-            $token,
-            " + 32*",
-            $panel,
-            "], {s",
-            $token,
-            $panel,
-            "}\n",
+            "]\nvpaddd ",
+            sum!($token, $panel),
+            ", ",
+            sum!($token, $panel),
+            ", ",
+            int!($token, $panel),
+            "\nvmovdqa ",
+            int!($token, $panel),
+            ", ",
+            sum!($token, $panel),
+            "\n",
         )
     };
 }
@@ -152,13 +139,11 @@ macro_rules! scaled_sum {
 macro_rules! float_sum {
     ($token:literal, $panel:literal) => {
         concat!(
-            "vpmaddwd {s",
-            $token,
-            $panel,
-            "}, {s",
-            $token,
-            $panel,
-            "}, {ones}\n",
+            "vpmaddwd ",
+            sum!($token, $panel),
+            ", ",
+            sum!($token, $panel),
+            ", {ones}\n",
             scaled_float!(sum!($token, $panel), sum!($token, $panel), $token, $panel),
         )
     };
@@ -167,7 +152,7 @@ macro_rules! float_sum {
 /// Adds a minimum times the activations' sum, which is in `{c}`.
 macro_rules! add_minimum {
     ($token:literal, $panel:literal) => {
-        concat!("vfmadd231ps {s", $token, $panel, "}, {c}, [{dmin} + 32*", $panel, "]\n")
+        concat!("vfmadd231ps ", sum!($token, $panel), ", {c}, [{dmin} + 32*", $panel, "]\n")
     };
 }
 
