@@ -148,8 +148,11 @@ impl Args {
         if self.cache_type_v.is_some_and(|v| v != self.cache_type_k) {
             bail!("-ctv differs from -ctk; keys and values are kept in one type");
         }
-        if self.npl.is_empty() && self.single_tests().is_empty() {
-            bail!("-p and -n are 0, so there is nothing to measure; give one of them tokens, as -p 512");
+        if self.tests().is_empty() {
+            let (prompt, generate) = if self.npl.is_empty() { ("-p", "-n") } else { ("--npp", "--ntg") };
+            bail!(
+                "{prompt} and {generate} are 0, so there is nothing to measure; give one of them tokens, as {prompt} 512"
+            );
         }
         Ok(())
     }
@@ -162,7 +165,7 @@ impl Args {
     fn settings(&self, own_experts: usize) -> Vec<Setting> {
         let experts =
             if self.experts_per_token.is_empty() { vec![own_experts] } else { self.experts_per_token.clone() };
-        let tests = if self.npl.is_empty() { self.single_tests() } else { self.batched_tests() };
+        let tests = self.tests();
         let setting = |experts_per_token, test| Setting {
             test,
             experts_per_token,
@@ -174,13 +177,22 @@ impl Args {
         experts.iter().flat_map(|&experts| tests.iter().map(move |&test| setting(experts, test))).collect()
     }
 
+    /// The tests that have something to measure.
+    fn tests(&self) -> Vec<Test> {
+        let mut tests = if self.npl.is_empty() { self.single_tests() } else { self.batched_tests() };
+        tests.retain(|test| {
+            let (_, _, n_prompt, n_gen) = test.sizes();
+            n_prompt + n_gen > 0
+        });
+        tests
+    }
+
     fn single_tests(&self) -> Vec<Test> {
         let of_depth = |depth| {
             let prompts = self.n_prompt.iter().map(move |&n_prompt| Test::Single { depth, n_prompt, n_gen: 0 });
             prompts.chain(self.n_gen.iter().map(move |&n_gen| Test::Single { depth, n_prompt: 0, n_gen }))
         };
-        let tests = self.n_depth.iter().flat_map(|&depth| of_depth(depth));
-        tests.filter(|test| !matches!(test, Test::Single { n_prompt: 0, n_gen: 0, .. })).collect()
+        self.n_depth.iter().flat_map(|&depth| of_depth(depth)).collect()
     }
 
     fn batched_tests(&self) -> Vec<Test> {

@@ -176,6 +176,7 @@ fn flags_that_make_no_sense_are_refused_in_one_line() {
     octet(["verify", model, "--threads", "0"]).refused_naming(&["--threads"]);
     octet(["bench", model, "-r", "0"]).refused_naming(&["--repetitions"]);
     octet(["bench", model, "-p", "0", "-n", "0"]).refused_naming(&["-p", "-n", "nothing to measure"]);
+    octet(["bench", model, "--npl", "2", "--npp", "0", "--ntg", "0"]).refused_naming(&["--npp", "--ntg"]);
     octet(["generate", model, "hello", "--temperature=-1"]).refused_naming(&["temperature"]);
     octet(["generate", model, "hello", "--temperature", "NaN"]).refused_naming(&["temperature"]);
     octet(["generate", model, "hello", "--top-p", "1.5"]).refused_naming(&["top-p"]);

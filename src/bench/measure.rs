@@ -38,7 +38,7 @@ pub struct Sample {
 
 impl Test {
     /// Sequences, tokens that each has before the test, tokens of its prompt, tokens to generate.
-    fn sizes(self) -> (usize, usize, usize, usize) {
+    pub fn sizes(self) -> (usize, usize, usize, usize) {
         match self {
             Test::Single { depth, n_prompt, n_gen } => (1, depth, n_prompt, n_gen),
             Test::Batched { pp, tg, pl } => (pl, 0, pp, tg),
