@@ -10,8 +10,9 @@
 
 use std::arch::x86_64::*;
 
-use crate::activations::{WORDS, section};
+use crate::activations::section;
 use crate::avx2::prefetch_here;
+use crate::avx2_steps::{self as steps, Tokens, each_vector};
 use crate::packed_layout::{GROUP, TILE};
 use crate::tile_walk::TileWork;
 
@@ -139,32 +140,6 @@ unsafe fn side_by_side<F: Format, const T: usize, const P: usize>(work: &TileWor
     panel
 }
 
-/// The words of a tile of activations of `T` tokens.
-#[derive(Clone, Copy)]
-pub(crate) struct Tokens<const T: usize>(pub(crate) *const u32);
-
-impl<const T: usize> Tokens<T> {
-    /// Word `word` of token `token` in all lanes.
-    ///
-    /// # Safety
-    /// The tile must be there, and the machine have AVX2.
-    #[inline(always)]
-    pub(crate) unsafe fn word(self, word: usize, token: usize) -> __m256i {
-        // SAFETY: the tile has the word.
-        unsafe { _mm256_set1_epi32(self.0.add(token * WORDS + word).cast::<i32>().read()) }
-    }
-
-    /// The same as a float: a scale, or a sum.
-    ///
-    /// # Safety
-    /// As for `word`.
-    #[inline(always)]
-    pub(crate) unsafe fn float(self, word: usize, token: usize) -> __m256 {
-        // SAFETY: the tile has the word.
-        unsafe { _mm256_castsi256_ps(self.word(word, token)) }
-    }
-}
-
 /// The sums of the tiles of `P` panels so far, for `T` tokens.
 struct Sums<const T: usize, const P: usize> {
     /// Of all groups (integer scales) or of this group (float scales).
@@ -251,16 +226,17 @@ unsafe fn group<F: Format, const T: usize, const P: usize>(
         if F::SIGNED {
             signed_group::<F, T, P>(formats, group, x, s);
         } else if F::SUM_COLUMNS == 16 {
-            let mut short = [start::<F, T>(section::OFFSET_16 + 2 * group, x); P];
-            short_sums::<F, T, P>(formats, group, 0, x, &mut short);
+            let mut short = [[_mm256_setzero_si256(); T]; P];
+            short_sums::<F, T, P, 0>(formats, group, x, &mut short);
+            add_start::<F, T, P>(section::OFFSET_16 + 2 * group, x, &mut short);
             scale::<F, T, P>(formats, 2 * group, &short, s);
-            let mut short = [start::<F, T>(section::OFFSET_16 + 2 * group + 1, x); P];
-            short_sums::<F, T, P>(formats, group, 4, x, &mut short);
+            short_sums::<F, T, P, 4>(formats, group, x, &mut short);
+            add_start::<F, T, P>(section::OFFSET_16 + 2 * group + 1, x, &mut short);
             scale::<F, T, P>(formats, 2 * group + 1, &short, s);
         } else {
-            let mut short = [start::<F, T>(section::OFFSET_32 + group, x); P];
-            short_sums::<F, T, P>(formats, group, 0, x, &mut short);
-            short_sums::<F, T, P>(formats, group, 4, x, &mut short);
+            let mut short = [[_mm256_setzero_si256(); T]; P];
+            short_sums::<F, T, P, 0>(formats, group, x, &mut short);
+            add_start::<F, T, P>(section::OFFSET_32 + group, x, &mut short);
             scale::<F, T, P>(formats, 2 * group, &short, s);
         }
         if F::FLOAT_SCALES {
@@ -284,42 +260,86 @@ pub(crate) unsafe fn start<F: Format, const T: usize>(minus_sum: usize, x: Token
     })
 }
 
-/// The products of 16 columns, from vector `first` on.
+/// Adds [`start`] to sums of products.
 #[inline(always)]
-unsafe fn short_sums<F: Format, const T: usize, const P: usize>(
+unsafe fn add_start<F: Format, const T: usize, const P: usize>(
+    minus_sum: usize,
+    x: Tokens<T>,
+    short: &mut [[__m256i; T]; P],
+) {
+    if F::OFFSET_BITS > 0 {
+        // SAFETY: the caller's promise, see `integer_tile`.
+        unsafe {
+            let start = start::<F, T>(minus_sum, x);
+            for sum in short.iter_mut() {
+                for (sum, start) in sum.iter_mut().zip(start) {
+                    *sum = _mm256_add_epi16(*sum, start);
+                }
+            }
+        }
+    }
+}
+
+/// The products of the columns that are summed in 16 bits, from vector `FIRST` of a group on.
+#[inline(always)]
+unsafe fn short_sums<F: Format, const T: usize, const P: usize, const FIRST: usize>(
     formats: &[F; P],
     group: usize,
-    first: usize,
     x: Tokens<T>,
     short: &mut [[__m256i; T]; P],
 ) {
     // SAFETY: the caller's promise, see `integer_tile`.
     unsafe {
-        // Written out: a compiler that finds a loop too long for that would have to find out while it runs where codes lie.
-        add_vector::<F, T, P>(formats, group, first, x, short);
-        add_vector::<F, T, P>(formats, group, first + 1, x, short);
-        add_vector::<F, T, P>(formats, group, first + 2, x, short);
-        add_vector::<F, T, P>(formats, group, first + 3, x, short);
+        if FIRST == 0 {
+            each_vector!(V in 0 1 2 3 { add_vector::<F, T, P, V>(formats, group, x, short, V == 0) });
+        }
+        if FIRST == 4 || F::SUM_COLUMNS == 32 {
+            let begins = F::SUM_COLUMNS == 16;
+            each_vector!(V in 4 5 6 7 { add_vector::<F, T, P, V>(formats, group, x, short, begins && V == 4) });
+        }
     }
 }
 
-/// The products of four columns.
+/// The products of four columns, which are added to the sums or begin them.
 #[inline(always)]
-unsafe fn add_vector<F: Format, const T: usize, const P: usize>(
+unsafe fn add_vector<F: Format, const T: usize, const P: usize, const V: usize>(
     formats: &[F; P],
     group: usize,
-    vector: usize,
     x: Tokens<T>,
     short: &mut [[__m256i; T]; P],
+    begins: bool,
 ) {
-    for panel in 0..P {
-        // SAFETY: the caller's promise, see `integer_tile`.
-        unsafe {
-            let q = formats[panel].codes(&formats[panel].group(group), vector);
-            for (t, short) in short[panel].iter_mut().enumerate() {
-                *short = _mm256_add_epi16(*short, _mm256_maddubs_epi16(q, x.word(8 * group + vector, t)));
+    // SAFETY: the caller's promise, see `integer_tile`.
+    unsafe {
+        let q = codes(formats, group, V);
+        if T > 2 || T == 2 && F::FLOAT_SCALES {
+            let x = x.0.add(8 * group);
+            if begins {
+                steps::products::<P, T, V>(short, q, x);
+            } else {
+                steps::add_products::<P, T, V>(short, q, x);
+            }
+            return;
+        }
+        for (q, short) in q.into_iter().zip(short) {
+            for (t, short) in short.iter_mut().enumerate() {
+                let products = _mm256_maddubs_epi16(q, x.word(8 * group + V, t));
+                *short = if begins { products } else { _mm256_add_epi16(*short, products) };
             }
         }
+    }
+}
+
+/// The codes of four columns of every panel.
+#[inline(always)]
+unsafe fn codes<F: Format, const P: usize>(formats: &[F; P], group: usize, vector: usize) -> [__m256i; P] {
+    // SAFETY: the caller's promise, see `integer_tile`.
+    unsafe {
+        let mut codes = [_mm256_setzero_si256(); P];
+        for (codes, format) in codes.iter_mut().zip(formats) {
+            *codes = format.codes(&format.group(group), vector);
+        }
+        codes
     }
 }
 
@@ -355,6 +375,13 @@ unsafe fn signed_group<F: Format, const T: usize, const P: usize>(
             for panel in 0..P {
                 scales[panel] = formats[panel].scale(2 * group);
             }
+        }
+        if T > 2 {
+            let x = x.0.add(8 * group);
+            each_vector!(V in 0 1 2 3 4 5 6 7 {
+                steps::add_signed_products::<P, T, V>(&mut s.ints, codes(formats, group, V), scales, x);
+            });
+            return;
         }
         for vector in 0..8 {
             for panel in 0..P {

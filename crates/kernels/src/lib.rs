@@ -24,6 +24,8 @@ mod avx2_quads;
 #[cfg(target_arch = "x86_64")]
 mod avx2_small_formats;
 #[cfg(target_arch = "x86_64")]
+mod avx2_steps;
+#[cfg(target_arch = "x86_64")]
 mod avx512_activations;
 #[cfg(target_arch = "x86_64")]
 mod avx512_integers;

@@ -17,7 +17,8 @@ use std::mem::MaybeUninit;
 
 use super::{Ints, Sums, TOKENS, UnpackedQuad, finish, on_sums, sum};
 use crate::activations::{WORDS, section};
-use crate::avx2_integers::{Format, Tokens};
+use crate::avx2_integers::Format;
+use crate::avx2_steps::Tokens;
 use crate::packed_layout::{GROUP, ROWS, TILE};
 use crate::quads::PANELS;
 
