@@ -124,8 +124,8 @@ pub struct Args {
     /// Tokens of a prompt that run in one pass
     #[arg(long, default_value_t = 512)]
     chunk: usize,
-    /// Milliseconds that reading a prompt may hold up the answers beside it at a time; 1.25 times that if it is long
-    #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    /// Milliseconds that reading a prompt may hold up the answers beside it at a time; two thirds more if it is long
+    #[arg(long, value_name = "MS", default_value_t = 225, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     step_budget: u64,
     /// Lines of system texts that begin so do not reach the model, because they change with every request; several times
     #[arg(long, value_name = "TEXT")]

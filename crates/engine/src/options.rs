@@ -66,8 +66,9 @@ pub struct EngineOptions {
     pub max_running: usize,
     /// Requests that may wait; more are refused with [`Error::QueueFull`](crate::Error::QueueFull).
     pub max_queue: usize,
-    /// How long a step may take where a prompt is read while other answers stream; 1.25 times that for prompts of more than
-    /// 512 tokens, two and a half times as long where no answer streams, and less where the answers' own steps are fast.
+    /// How long a step may take where a prompt is read while other answers stream; two thirds more for prompts of more than
+    /// 512 tokens and where more prompts wait than answers stream, twice that where no answer streams, and less where the
+    /// answers' own steps are fast.
     /// [`Duration::MAX`] for whole chunks always.
     pub step_budget: Duration,
     /// Where pages go that fall out of memory; `None` for nowhere.
@@ -83,7 +84,7 @@ impl Default for EngineOptions {
             kv_bytes: None,
             max_running: 64,
             max_queue: 1024,
-            step_budget: Duration::from_millis(300),
+            step_budget: Duration::from_millis(225),
             disk_cache: None,
             speculation: true,
         }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 /// Weight of the newest measurement.
 const NEWEST: f64 = 0.3;
-/// Fewer tokens than this take hardly less time: reading the weights is most of it.
-const LEAST_TOKENS: usize = 32;
+/// Even where they take longer than they should: a prompt that comes in crumbs would wait for ever.
+const LEAST_TOKENS: usize = 20;
 /// Before anything was measured: with 64, each of eight experts has the 16 rows that fill a tile.
 const FIRST_TOKENS: usize = 64;
 
@@ -15,10 +15,11 @@ const MOST_MEASURED: usize = 96;
 /// Weight that what was learned before keeps with each measurement of a prompt step.
 const KEPT: f64 = 0.75;
 /// Every step reads the weights, whatever it reads besides, so a long prompt pays for many short steps: beside one of more
-/// tokens than this, a step may take [`LONGER`] budgets.
+/// tokens than this, a step may take [`LONGER`] budgets, and also where more prompts wait than answers are written, which
+/// are few to share those weights.
 const LONG_PROMPT: usize = 512;
 /// With the default budget, 375 ms, which leaves room below half a second for steps that take longer than the ones before.
-const LONGER: f64 = 1.25;
+const LONGER: f64 = 5.0 / 3.0;
 /// Prompts hold streams up for this many of their own steps, or for a good piece, whichever is more: with a small model that
 /// is far less than the budget, and costs hardly anything.
 const OWN_STEPS: f64 = 3.0;
@@ -31,7 +32,7 @@ const CROWD_PIECE: usize = 128;
 const FASTEST_GROWTH: f64 = 2.0;
 /// A step that delays nobody's next word may take this many budgets. It is given up when all have gone whom it is for, but
 /// whoever arrives meanwhile waits for its end.
-const ALONE: f64 = 2.5;
+const ALONE: f64 = 2.0 * LONGER;
 
 /// What steps have cost so far.
 pub(crate) struct Pace {
@@ -107,7 +108,7 @@ impl Pace {
         let (budgets, good_piece) = match streams {
             0 => (ALONE, self.most_tokens),
             _ if longest > LONG_PROMPT => (LONGER, LONG_PIECE),
-            _ if prompts > streams => (1.0, CROWD_PIECE),
+            _ if prompts > streams => (LONGER, CROWD_PIECE),
             _ => (1.0, SHORT_PIECE),
         };
         let own_s = self.decode_of(streams).map_or(f64::INFINITY, |step_s| OWN_STEPS * step_s);
@@ -164,7 +165,7 @@ mod tests {
         assert_eq!(pace.prompt_tokens(4, 1, 128), 96);
         assert_eq!(pace.prompt_tokens(0, 1, 128), 128, "no more than twice as many, although there is time");
         pace.learn(96, 4, 0, Duration::from_secs(100));
-        assert_eq!(pace.prompt_tokens(4, 1, 128), 32);
+        assert_eq!(pace.prompt_tokens(4, 1, 128), 20);
     }
 
     #[test]
@@ -201,7 +202,7 @@ mod tests {
 
     #[test]
     fn long_prompts_get_longer_steps_that_stay_below_half_a_second() {
-        let mut pace = Pace::new(Duration::from_millis(300), 512);
+        let mut pace = Pace::new(Duration::from_millis(225), 512);
         let mut chunks = Vec::new();
         while chunks.iter().sum::<usize>() < 2000 {
             let tokens = pace.prompt_tokens(4, 1, 2000);
@@ -212,7 +213,9 @@ mod tests {
         }
         assert_eq!(chunks.len(), 14, "{chunks:?}");
         let tokens = pace.prompt_tokens(4, 1, 500);
-        assert!((70..120).contains(&tokens), "{tokens}");
+        assert!((55..65).contains(&tokens), "{tokens}");
+        let crowd = pace.prompt_tokens(4, 5, 500);
+        assert!((150..165).contains(&crowd), "{crowd}: more wait than answers are written");
     }
 
     /// SmolLM2 with 135 million weights: streams notice a short prompt by little more than their own steps.
