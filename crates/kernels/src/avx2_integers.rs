@@ -7,6 +7,8 @@
 //! Codes that stand for `q - offset` need no correction afterwards: the 16-bit sum starts at `-offset Σx`, may wrap on its
 //! way, and ends at the true value, which fits (32 * 8 * 127 for Q6_K). Signed codes of 8 bits leave no room for sums in 16
 //! bits: there `maddubs(|q|, sign(x, q))` is widened at once (and many tokens are multiplied otherwise, see `avx2_quads`).
+//!
+//! The innermost steps of several tokens are in `avx2_steps.rs`.
 
 use std::arch::x86_64::*;
 
@@ -312,6 +314,7 @@ unsafe fn add_vector<F: Format, const T: usize, const P: usize, const V: usize>(
     // SAFETY: the caller's promise, see `integer_tile`.
     unsafe {
         let q = codes(formats, group, V);
+        // As measured: with fewer sums the compiler does well, and reads bytes once that two groups share.
         if T > 2 || T == 2 && F::FLOAT_SCALES {
             let x = x.0.add(8 * group);
             if begins {
@@ -376,6 +379,7 @@ unsafe fn signed_group<F: Format, const T: usize, const P: usize>(
                 scales[panel] = formats[panel].scale(2 * group);
             }
         }
+        // As measured: the compiler's loop is faster with fewer sums.
         if T > 2 {
             let x = x.0.add(8 * group);
             each_vector!(V in 0 1 2 3 4 5 6 7 {
