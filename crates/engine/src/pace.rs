@@ -213,6 +213,9 @@ mod tests {
         }
         assert_eq!(chunks.len(), 14, "{chunks:?}");
         let tokens = pace.prompt_tokens(4, 1, 500);
+        assert!((25..35).contains(&tokens), "{tokens}: steps of one size do not tell what shorter ones take");
+        pace.learn(tokens, 4, 0, Duration::from_secs_f64(mixtral_s(tokens + 4)));
+        let tokens = pace.prompt_tokens(4, 1, 500);
         assert!((55..65).contains(&tokens), "{tokens}");
         let crowd = pace.prompt_tokens(4, 5, 500);
         assert!((150..165).contains(&crowd), "{crowd}: more wait than answers are written");
