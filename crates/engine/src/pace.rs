@@ -4,8 +4,10 @@ use std::time::Duration;
 
 /// Weight of the newest measurement.
 const NEWEST: f64 = 0.3;
-/// Even where they take longer than they should: a prompt that comes in crumbs would wait for ever.
-const LEAST_TOKENS: usize = 20;
+/// Even where they take longer than they should: a prompt that comes in crumbs would wait for ever. Fewer of a short prompt:
+/// it has few pieces, and streams beside share the weights that each of them reads.
+const LEAST_TOKENS: usize = 32;
+const LEAST_OF_SHORT: usize = 20;
 /// Before anything was measured: with 64, each of eight experts has the 16 rows that fill a tile.
 const FIRST_TOKENS: usize = 64;
 
@@ -105,17 +107,17 @@ impl Pace {
         if self.budget_s == f64::INFINITY {
             return self.most_tokens;
         }
-        let (budgets, good_piece) = match streams {
-            0 => (ALONE, self.most_tokens),
-            _ if longest > LONG_PROMPT => (LONGER, LONG_PIECE),
-            _ if prompts > streams => (LONGER, CROWD_PIECE),
-            _ => (1.0, SHORT_PIECE),
+        let (budgets, least, good_piece) = match streams {
+            0 => (ALONE, LEAST_TOKENS, self.most_tokens),
+            _ if longest > LONG_PROMPT => (LONGER, LEAST_TOKENS, LONG_PIECE),
+            _ if prompts > streams => (LONGER, LEAST_TOKENS, CROWD_PIECE),
+            _ => (1.0, LEAST_OF_SHORT, SHORT_PIECE),
         };
         let own_s = self.decode_of(streams).map_or(f64::INFINITY, |step_s| OWN_STEPS * step_s);
         let fits = self.tokens_in(budgets * self.budget_s);
         fits.min(self.tokens_in(own_s).max(good_piece))
             .saturating_sub(streams)
-            .clamp(LEAST_TOKENS.min(self.most_tokens), self.most_tokens)
+            .clamp(least.min(self.most_tokens), self.most_tokens)
     }
 
     /// Tokens of a step that takes no longer than that.
@@ -146,7 +148,7 @@ impl Pace {
             if let Some(measured) = self.by_tokens_s.get_mut(tokens) {
                 *measured = Some(measured.map_or(took, |old| old + NEWEST * (took - old)));
             }
-        } else if tokens >= LEAST_TOKENS.min(self.most_tokens) {
+        } else if tokens >= LEAST_OF_SHORT.min(self.most_tokens) {
             self.reading.learn(tokens as f64, took);
         }
     }
@@ -166,6 +168,7 @@ mod tests {
         assert_eq!(pace.prompt_tokens(0, 1, 128), 128, "no more than twice as many, although there is time");
         pace.learn(96, 4, 0, Duration::from_secs(100));
         assert_eq!(pace.prompt_tokens(4, 1, 128), 20);
+        assert_eq!(pace.prompt_tokens(4, 1, 2000), 32, "a long prompt would need too many so small pieces");
     }
 
     #[test]
