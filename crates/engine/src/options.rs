@@ -67,9 +67,8 @@ pub struct EngineOptions {
     /// Requests that may wait; more are refused with [`Error::QueueFull`](crate::Error::QueueFull).
     pub max_queue: usize,
     /// How long a step may take where a prompt is read while other answers stream; two thirds more for prompts of more than
-    /// 512 tokens and where more prompts wait than answers stream, twice that where no answer streams, and less where the
-    /// answers' own steps are fast.
-    /// [`Duration::MAX`] for whole chunks always.
+    /// 512 tokens and where more prompts wait than answers stream, ten thirds of it where no answer streams, and less where
+    /// the answers' own steps are fast. [`Duration::MAX`] for whole chunks always.
     pub step_budget: Duration,
     /// Where pages go that fall out of memory; `None` for nowhere.
     pub disk_cache: Option<DiskCacheOptions>,

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 /// Weight of the newest measurement.
 const NEWEST: f64 = 0.3;
-/// Even where they take longer than they should: a prompt that comes in crumbs would wait for ever. Fewer of a short prompt:
-/// it has few pieces, and streams beside share the weights that each of them reads.
+/// Even where they take longer than they should: a prompt that comes in crumbs would wait for ever.
 const LEAST_TOKENS: usize = 32;
+/// The same of a short prompt, which has few pieces, and streams beside that share the weights each of them reads.
 const LEAST_OF_SHORT: usize = 20;
 /// Before anything was measured: with 64, each of eight experts has the 16 rows that fill a tile.
 const FIRST_TOKENS: usize = 64;

@@ -316,12 +316,7 @@ unsafe fn add_vector<F: Format, const T: usize, const P: usize, const V: usize>(
         let q = codes(formats, group, V);
         // As measured: with fewer sums the compiler does well, and reads bytes once that two groups share.
         if T > 2 || T == 2 && F::FLOAT_SCALES {
-            let x = x.0.add(8 * group);
-            if begins {
-                steps::products::<P, T, V>(short, q, x);
-            } else {
-                steps::add_products::<P, T, V>(short, q, x);
-            }
+            steps::add_products::<P, T, V>(short, q, x.0.add(8 * group), begins);
             return;
         }
         for (q, short) in q.into_iter().zip(short) {

@@ -205,6 +205,14 @@ macro_rules! sum {
 }
 use sum;
 
+/// That sum = `$operation` of it and `$other`.
+macro_rules! update_sum {
+    ($operation:literal, $token:literal, $panel:literal, $other:expr) => {
+        concat!($operation, " ", sum!($token, $panel), ", ", sum!($token, $panel), ", ", $other, "\n")
+    };
+}
+use update_sum;
+
 /// The integer of a token and a panel in memory.
 macro_rules! int {
     ($token:literal, $panel:literal) => {
@@ -222,15 +230,8 @@ macro_rules! minimum_products {
             "]\n",
             "vpmaddwd {m}, {c}, {b}\n",
             "vpmaddwd {c}, {c}, {b1}\n",
-            "vpaddd ",
-            sum!(0, $panel),
-            ", ",
-            sum!(0, $panel),
-            ", {m}\nvpaddd ",
-            sum!(1, $panel),
-            ", ",
-            sum!(1, $panel),
-            ", {c}\n",
+            update_sum!("vpaddd", 0, $panel, "{m}"),
+            update_sum!("vpaddd", 1, $panel, "{c}"),
         )
     };
 }

@@ -114,44 +114,21 @@ macro_rules! add_product {
     };
 }
 
-/// `short[panel][token]` = `maddubs(q[panel], x[token])`, in 16 bits, of the columns of vector `V` from `x` on.
+/// `short[panel][token]` += `maddubs(q[panel], x[token])`, in 16 bits, of the columns of vector `V` from `x` on; `=` where that
+/// begins the sums.
 ///
 /// # Safety
 /// The machine must have AVX2. `x` must point to a word of the first token in a tile of activations of `T` tokens, with `V`
 /// others behind it.
 #[inline(always)]
-pub(crate) unsafe fn products<const P: usize, const T: usize, const V: usize>(
-    short: &mut [[__m256i; T]; P],
-    q: [__m256i; P],
-    x: *const u32,
-) {
-    // SAFETY: the caller's promise.
-    unsafe { every_token!(product(short, q, x)) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn product<const P: usize, const T: usize, const V: usize, const K: usize>(
-    s: &mut [[__m256i; T]; P],
-    q: [__m256i; P],
-    x: *const u32,
-) {
-    // SAFETY: the caller's promise: the assembly reads a word of the token, and nothing else.
-    unsafe { on_panels!(product, q, s, x, out,) }
-}
-
-/// The same added to `short[panel][token]`.
-///
-/// # Safety
-/// As for [`products`].
-#[inline(always)]
 pub(crate) unsafe fn add_products<const P: usize, const T: usize, const V: usize>(
     short: &mut [[__m256i; T]; P],
     q: [__m256i; P],
     x: *const u32,
+    begins: bool,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { every_token!(add_product(short, q, x)) }
+    unsafe { every_token!(add_product(short, q, x, begins)) }
 }
 
 #[inline]
@@ -160,9 +137,16 @@ unsafe fn add_product<const P: usize, const T: usize, const V: usize, const K: u
     s: &mut [[__m256i; T]; P],
     q: [__m256i; P],
     x: *const u32,
+    begins: bool,
 ) {
-    // SAFETY: as above.
-    unsafe { on_panels!(add_product, q, s, x, inout, m = out(ymm_reg) _,) }
+    // SAFETY: the caller's promise: the assembly reads a word of the token, and nothing else.
+    unsafe {
+        if begins {
+            on_panels!(product, q, s, x, out,)
+        } else {
+            on_panels!(add_product, q, s, x, inout, m = out(ymm_reg) _,)
+        }
+    }
 }
 
 /// `ints[panel][token]` += `madd(maddubs(|q[panel]|, sign(x[token], q[panel])), scale[panel])`, in 32 bits.
@@ -171,7 +155,7 @@ unsafe fn add_product<const P: usize, const T: usize, const V: usize, const K: u
 /// If there are more than two panels.
 ///
 /// # Safety
-/// As for [`products`].
+/// As for [`add_products`].
 #[inline(always)]
 pub(crate) unsafe fn add_signed_products<const P: usize, const T: usize, const V: usize>(
     ints: &mut [[__m256i; T]; P],

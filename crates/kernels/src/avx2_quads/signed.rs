@@ -15,7 +15,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::{Ints, Sums, TOKENS, UnpackedQuad, finish, on_sums, sum};
+use super::{Ints, Sums, TOKENS, UnpackedQuad, finish, on_sums, sum, update_sum};
 use crate::activations::{WORDS, section};
 use crate::avx2_integers::Format;
 use crate::avx2_steps::Tokens;
@@ -56,15 +56,8 @@ macro_rules! panel_step {
             "vpaddw {q1}, {q1}, {e1}\n",
             "vpmaddwd {a}, {a}, {b}\n",
             "vpmaddwd {q0}, {q0}, {q1}\n",
-            "vpaddd ",
-            sum!(0, $panel),
-            ", ",
-            sum!(0, $panel),
-            ", {a}\nvpaddd ",
-            sum!(1, $panel),
-            ", ",
-            sum!(1, $panel),
-            ", {q0}\n",
+            update_sum!("vpaddd", 0, $panel, "{a}"),
+            update_sum!("vpaddd", 1, $panel, "{q0}"),
         )
     };
 }

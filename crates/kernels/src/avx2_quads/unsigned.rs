@@ -8,7 +8,9 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::{Ints, Sums, TOKENS, UnpackedQuad, each_panel, finish, int, on_sums, put_float, scaled_float, sum};
+use super::{
+    Ints, Sums, TOKENS, UnpackedQuad, each_panel, finish, int, on_sums, put_float, scaled_float, sum, update_sum,
+};
 use crate::activations::{WORDS, section};
 use crate::avx2_integers::Format;
 use crate::quads::PANELS;
@@ -28,14 +30,7 @@ macro_rules! first_product {
         concat!("vpmaddubsw ", sum!($token, $panel), ", {q", $panel, "}, {b}\n")
     };
     (offset, $token:literal, $panel:literal) => {
-        concat!(
-            first_product!(nothing, $token, $panel),
-            "vpaddw ",
-            sum!($token, $panel),
-            ", ",
-            sum!($token, $panel),
-            ", {m2}\n"
-        )
+        concat!(first_product!(nothing, $token, $panel), update_sum!("vpaddw", $token, $panel, "{m2}"),)
     };
 }
 
@@ -114,19 +109,9 @@ macro_rules! unsigned_step {
 macro_rules! scaled_sum {
     ($token:literal, $panel:literal) => {
         concat!(
-            "vpmaddwd ",
-            sum!($token, $panel),
-            ", ",
-            sum!($token, $panel),
-            ", [{scales} + 32*",
-            $panel,
-            "]\nvpaddd ",
-            sum!($token, $panel),
-            ", ",
-            sum!($token, $panel),
-            ", ",
-            int!($token, $panel),
-            "\nvmovdqa ",
+            update_sum!("vpmaddwd", $token, $panel, concat!("[{scales} + 32*", $panel, "]")),
+            update_sum!("vpaddd", $token, $panel, int!($token, $panel)),
+            "vmovdqa ",
             int!($token, $panel),
             ", ",
             sum!($token, $panel),
@@ -139,11 +124,7 @@ macro_rules! scaled_sum {
 macro_rules! float_sum {
     ($token:literal, $panel:literal) => {
         concat!(
-            "vpmaddwd ",
-            sum!($token, $panel),
-            ", ",
-            sum!($token, $panel),
-            ", {ones}\n",
+            update_sum!("vpmaddwd", $token, $panel, "{ones}"),
             scaled_float!(sum!($token, $panel), sum!($token, $panel), $token, $panel),
         )
     };
