@@ -1,7 +1,7 @@
 //! Connections: accepted up to a limit, encrypted where asked, dropped when their headers do not come, drained at the end.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -18,14 +18,15 @@ use tower::ServiceExt;
 
 use crate::app::Limits;
 
-/// Accepts connections until `stop`, then lets those that are open end, for at most the time that the limits say.
+/// Accepts connections until `stop`, then lets those that are open end, for at most the time that the limits say. Gives the
+/// end of that time.
 pub async fn accept(
     listener: TcpListener,
     router: Router,
     tls: Option<TlsAcceptor>,
     limits: &Limits,
     stop: Arc<Notify>,
-) {
+) -> Instant {
     let places = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     let wait = Duration::from_secs(limits.header_timeout_s);
@@ -49,10 +50,12 @@ pub async fn accept(
         }
     }
     drop(listener);
-    let drained = tokio::time::timeout(Duration::from_secs(limits.drain_s), graceful.shutdown()).await;
+    let until = Instant::now() + Duration::from_secs(limits.drain_s);
+    let drained = tokio::time::timeout_at(until.into(), graceful.shutdown()).await;
     if drained.is_err() {
         tracing::warn!("{} s have passed; answers that are not finished are cut off", limits.drain_s);
     }
+    until
 }
 
 struct Connection {

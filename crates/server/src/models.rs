@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use octet_tokenizer::{ChatFormat, Tokenizer};
 use serde::Serialize;
@@ -337,11 +337,11 @@ impl Models {
         Ok(())
     }
 
-    /// Ends all engines, once what they answer is done or `patience` is over.
-    pub fn drain(&self, patience: Duration) {
+    /// Ends all engines, once what they answer is done, or at `until`.
+    pub fn drain(&self, until: Instant) {
         for entry in self.list() {
             if let Slot::Ready(model) = entry.slot {
-                model.engine.drain(patience);
+                model.engine.drain(until.saturating_duration_since(Instant::now()));
             }
         }
     }

@@ -22,6 +22,9 @@ use crate::octet::peers::{PeerOption, Peers};
 use crate::routes::routes;
 use crate::tls;
 
+/// How long the last lines of answers may take to reach their files when the server goes down.
+const KEEPING: Duration = Duration::from_secs(5);
+
 /// Why the server does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -128,9 +131,12 @@ pub fn serve(options: Options) -> Result<(), Error> {
         tokio::spawn(answer_files::watch(app.clone()));
         let stop = watch_signals(app.clone(), options.api_keys, options.key_file)?;
         (options.ready)(&url(address, tls.is_some()));
-        accept(listener, routes(&app), tls, &options.limits, stop).await;
-        // What is still running has had its time.
-        tokio::task::spawn_blocking(move || models.drain(Duration::ZERO)).await.map_err(std::io::Error::other)?;
+        let until = accept(listener, routes(&app), tls, &options.limits, stop).await;
+        // Answers that go on without a connection have what is left of the same time.
+        tokio::task::spawn_blocking(move || models.drain(until)).await.map_err(std::io::Error::other)?;
+        if tokio::time::timeout(KEEPING, app.answers.settled()).await.is_err() {
+            tracing::error!("some answers could not be kept in time");
+        }
         Ok(())
     })
 }

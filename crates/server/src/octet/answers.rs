@@ -98,6 +98,15 @@ impl Answers {
         map.insert(id.to_owned(), log);
     }
 
+    /// Waits until all answers are over and kept.
+    pub async fn settled(&self) {
+        let logs: Vec<_> = self.map().values().cloned().collect();
+        for log in logs {
+            // An error would mean that its sender has gone, and the log holds that.
+            let _ = log.state.subscribe().wait_for(|state| state.1).await;
+        }
+    }
+
     /// Ends an answer whose conversation is gone, and keeps nothing of it.
     pub fn forget(&self, key: &str, id: &str) {
         let Some(log) = self.get(key, id) else { return };
@@ -174,8 +183,9 @@ async fn follow(app: Shared, id: String, mut answer: Answer, mut writer: ChatWri
         log.add(&mut out);
     }
     log.add(&mut out);
-    log.state.send_modify(|state| state.1 = true);
+    // Over only once it is kept: when the server goes down it waits for that.
     file.keep(&log).await;
+    log.state.send_modify(|state| state.1 = true);
 }
 
 /// The experts that weighed most for the last of some tokens, over all layers, as many as a layer chooses.
