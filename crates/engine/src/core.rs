@@ -116,7 +116,7 @@ impl Core {
             masks: Masks::default(),
             load_until: Instant::now(),
             joined: Vec::new(),
-            shared: Arc::new(Shared::new(info, tokenizer, counters, options.max_queue)),
+            shared: Arc::new(Shared::new(info, tokenizer, counters, options)),
             model,
         })
     }
@@ -151,6 +151,8 @@ impl Core {
         self.adopt();
         self.schedule();
         if !self.slots.is_empty() {
+            // A step that hangs has to be seen from outside.
+            self.count_running();
             self.run(record);
             let [prompt_tokens, streams, guesses] = self.composition();
             self.pace.learn(prompt_tokens, streams, guesses, start.elapsed());
@@ -247,10 +249,14 @@ impl Core {
         [prompt_tokens, streams, self.slots.iter().map(|slot| slot.guesses).sum()]
     }
 
-    fn count(&self) {
+    fn count_running(&self) {
+        set(&self.shared.counters.running, self.sequences.iter().filter(|s| s.place.is_some()).count());
+    }
+
+    pub(crate) fn count(&self) {
         let counters = &self.shared.counters;
         let evictable = self.prefixes.evictable(&self.cache);
-        set(&counters.running, self.sequences.iter().filter(|s| s.place.is_some()).count());
+        self.count_running();
         set(&counters.pages_cached, evictable);
         set(&counters.pages_used, self.cache.n_pages() - self.cache.n_free() - evictable);
     }

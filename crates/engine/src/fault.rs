@@ -49,5 +49,6 @@ impl Core {
         self.pace = Pace::new(self.options.step_budget, self.options.open.chunk);
         (self.workspace, self.batch, self.masks) = (Workspace::default(), Batch::default(), Masks::default());
         self.observer = Observer::new(self.shared.counters.clone(), info.config.n_layers, info.config.dim);
+        self.count();
     }
 }

@@ -11,7 +11,10 @@ use octet_tokenizer::Tokenizer;
 use crate::grammar::{GrammarState, Grammars};
 use crate::job::Job;
 use crate::stats::{Counters, add};
-use crate::{Constraint, Error, Event, Flow, OpenOptions, Request, Sink, Stats};
+use crate::{Constraint, EngineOptions, Error, Event, Flow, OpenOptions, Request, Sink, Stats};
+
+/// Most answers to one prompt, where so many may run.
+const MOST_ANSWERS: usize = 128;
 
 /// What does not change while an engine runs.
 #[derive(Clone, Debug)]
@@ -42,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) counters: Arc<Counters>,
     pub(crate) max_queue: usize,
+    pub(crate) max_running: usize,
     /// No new requests are taken.
     pub(crate) closed: AtomicBool,
     /// Everything ends at once.
@@ -52,9 +56,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(info: ModelInfo, tokenizer: Tokenizer, counters: Arc<Counters>, max_queue: usize) -> Shared {
+    pub(crate) fn new(
+        info: ModelInfo,
+        tokenizer: Tokenizer,
+        counters: Arc<Counters>,
+        options: &EngineOptions,
+    ) -> Shared {
+        let (max_queue, max_running) = (options.max_queue, options.max_running.max(1));
         let (closed, aborted, arrivals, grammars) = Default::default();
-        Shared { info, tokenizer, counters, max_queue, closed, aborted, arrivals, grammars }
+        Shared { info, tokenizer, counters, max_queue, max_running, closed, aborted, arrivals, grammars }
     }
 
     /// Checks a request and makes a job of it.
@@ -63,7 +73,7 @@ impl Shared {
         let grammar = request.constraint.as_ref().map(|constraint| self.compile(constraint)).transpose()?;
         let arrival = self.arrivals.fetch_add(1, Relaxed);
         add(&self.counters.requests, 1);
-        add(&self.counters.waiting, 1);
+        self.counters.enqueued();
         Ok(Job::new(request, grammar, arrival, cancelled, sink))
     }
 
@@ -90,7 +100,7 @@ impl Shared {
             return Err(octet_model::Error::TokenOutsideVocabulary { id, vocab_size }.into());
         }
         let limits = [
-            ("n", request.n, 1, 128),
+            ("n", request.n, 1, self.max_running.min(MOST_ANSWERS)),
             ("logprobs", request.logprobs.unwrap_or(0), 0, 1000.min(vocab_size)),
             ("prompt_logprobs", request.prompt_logprobs.unwrap_or(0), 0, 1000.min(vocab_size)),
             ("experts_per_token", request.experts_per_token.unwrap_or(1), 1, config.num_experts),

@@ -62,7 +62,8 @@ pub struct EngineOptions {
     /// sequences may run, within 4 GiB, but always one context. What is named here is committed in idle time, so that it is
     /// there when it is needed.
     pub kv_bytes: Option<u64>,
-    /// Sequences that run at the same time; more wait.
+    /// Sequences that run at the same time, each of the `n` answers to a prompt being one; more wait, and a larger `n` is
+    /// refused.
     pub max_running: usize,
     /// Requests that may wait; more are refused with [`Error::QueueFull`](crate::Error::QueueFull).
     pub max_queue: usize,

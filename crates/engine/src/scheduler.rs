@@ -42,8 +42,9 @@ impl Core {
     /// Lets waiting sequences run as long as there are places and pages.
     pub(crate) fn admit(&mut self) {
         while let Some(next) = self.best_waiting() {
-            let running = self.sequences.iter().filter(|s| s.place.is_some()).count();
-            if running < self.options.max_running.max(1) && self.place(next) {
+            let running: usize = self.sequences.iter().filter(|s| s.place.is_some()).map(Sequence::answers).sum();
+            let fits = running + self.sequences[next].answers() <= self.shared.max_running;
+            if fits && self.place(next) {
                 continue;
             }
             let priority = self.sequences[next].job.request.priority;

@@ -108,6 +108,11 @@ impl Sequence {
         self.tokens.len() - self.prompt_tokens
     }
 
+    /// Answers that it counts for: the first one stands for all others until its prompt has been read.
+    pub(crate) fn answers(&self) -> usize {
+        if self.choice == 0 && self.n_drawn() == 0 { self.job.request.n } else { 1 }
+    }
+
     pub(crate) fn usage(&self) -> Usage {
         Usage {
             prompt_tokens: self.prompt_tokens,

@@ -29,7 +29,7 @@ pub(crate) struct Counters {
     pub(crate) step_ns: AtomicU64,
     pub(crate) mask_ns: AtomicU64,
     pub(crate) step_buckets: [AtomicU64; STEP_BUCKETS_MS.len() + 1],
-    /// Nanoseconds since `started` at which the last step ended.
+    /// Nanoseconds since `started` at which the last step ended, or an idle engine got something to do.
     pub(crate) last_step_ns: AtomicU64,
     /// `[layers, num_experts]`.
     pub(crate) experts: Vec<AtomicU64>,
@@ -77,6 +77,19 @@ impl Counters {
         add(&self.step_buckets[bucket.unwrap_or(STEP_BUCKETS_MS.len())], 1);
         add(&self.steps, 1);
         add(&self.step_ns, took.as_nanos() as usize);
+        self.alive();
+    }
+
+    /// A request more waits.
+    pub(crate) fn enqueued(&self) {
+        if self.waiting.load(Relaxed) + self.running.load(Relaxed) == 0 {
+            // Until now there was no step to make: an engine that rested for an hour does not hang.
+            self.alive();
+        }
+        add(&self.waiting, 1);
+    }
+
+    fn alive(&self) {
         self.last_step_ns.store(self.started.elapsed().as_nanos() as u64, Relaxed);
     }
 
@@ -182,4 +195,22 @@ pub struct Stats {
     pub repeats_first: Vec<u64>,
     /// Those that have an expert in common with it, `[layers]`.
     pub repeats_any: Vec<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_rested_does_not_hang_when_a_request_comes() {
+        let counters = Counters::new(1, 1);
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(counters.snapshot(1).since_last_step >= Duration::from_millis(20));
+        counters.enqueued();
+        let stats = counters.snapshot(1);
+        assert!(stats.waiting == 1 && stats.since_last_step < stats.uptime);
+        let last = counters.last_step_ns.load(Relaxed);
+        counters.enqueued();
+        assert_eq!(counters.last_step_ns.load(Relaxed), last, "one that waits behind another is no sign of life");
+    }
 }

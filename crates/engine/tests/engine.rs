@@ -226,6 +226,7 @@ fn what_cannot_be_answered_is_refused_by_name() {
     assert!(long.contains("600") && long.contains("512"), "{long}");
     assert!(error(&|r| r.prompt = vec![512]).contains("512"));
     assert!(error(&|r| r.n = 0).contains("n is 0"));
+    assert!(error(&|r| r.n = 65).contains("n is 65; it has to be from 1 to 64"), "more than may run");
     assert!(error(&|r| r.experts_per_token = Some(9)).contains("experts_per_token is 9"));
     assert!(error(&|r| r.sampling.top_p = 0.0).contains("top_p"));
     let refused = full.generate(request(prompt(1, 10), 1)).map(|_| ()).unwrap_err();
@@ -393,4 +394,46 @@ fn a_fault_ends_the_answers_under_way_and_not_the_engine() {
     assert_eq!((after.failed, after.choices), (None, before.choices));
     let stats = settled(&engine);
     assert_eq!((stats.running, stats.waiting, stats.pages_used), (0, 0, 0));
+}
+
+/// Whoever watches an engine sees that it has work while its first step hangs, and that it has none after a fault.
+#[test]
+fn what_runs_is_counted_before_its_step_has_ended() {
+    let engine = engine(&options(64));
+    let (sender, seen) = std::sync::mpsc::channel();
+    let handle: octet_engine::Handle = (*engine).clone();
+    let sink = move |event| {
+        if let Event::PromptProgress { .. } = event {
+            sender.send(handle.stats().running).unwrap();
+            panic!("on purpose");
+        }
+        Flow::Continue
+    };
+    let _ticket = engine.submit(request(prompt(3, 10), 10), Box::new(sink)).unwrap();
+    assert_eq!(seen.recv(), Ok(1));
+    assert_eq!(settled(&engine).running, 0);
+}
+
+/// Several answers to one prompt are as many as they are, also before the prompt has been read.
+#[test]
+fn no_more_answers_run_than_may() {
+    let mut two = options(64);
+    two.max_running = 3;
+    let engine = engine(&two);
+    let (sender, most) = std::sync::mpsc::channel();
+    let submit = |n: usize| {
+        let mut request = request(prompt(n as u64, 40), 12);
+        request.n = n;
+        let (sender, handle) = (sender.clone(), (*engine).clone());
+        let sink = move |event| {
+            if let Event::Token { .. } = event {
+                sender.send(handle.stats().running).unwrap();
+            }
+            Flow::Continue
+        };
+        engine.submit(request, Box::new(sink)).unwrap()
+    };
+    let _tickets = [submit(2), submit(3), submit(1), submit(2)];
+    drop(sender);
+    assert_eq!(most.iter().max(), Some(3));
 }
