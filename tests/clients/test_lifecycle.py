@@ -57,13 +57,17 @@ class Server:
 class Reader(threading.Thread):
     """Reads a stream to its end."""
 
-    def __init__(self, server, **more):
+    def __init__(self, server, key="", **more):
         super().__init__()
-        self.text, self.has_begun = "", threading.Event()
+        self.text, self.has_begun, self.is_left = "", threading.Event(), False
         body = {"model": "small", "prompt": PROMPT, "temperature": 0, "stream": True, "ignore_eos": True, **more}
-        self.request = urllib.request.Request(server.url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        self.request = urllib.request.Request(server.url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json", "x-api-key": key})
         self.start()
         self.has_begun.wait(120)
+
+    def hang_up(self):
+        self.is_left = True
+        self.join()
 
     def run(self):
         try:
@@ -71,6 +75,8 @@ class Reader(threading.Thread):
                 for line in answer:
                     self.text += line.decode()
                     self.has_begun.set()
+                    if self.is_left:
+                        return
         except (OSError, ValueError):
             pass
         self.has_begun.set()
@@ -137,6 +143,53 @@ class Lifecycle(unittest.TestCase):
         reader.join()
         self.assertEqual(reader.text.count('"text":'), 41)
         self.assertIn("[DONE]", reader.text)
+
+    def test_told_to_stop_it_lets_answers_end_that_nobody_follows(self):
+        with tempfile.TemporaryDirectory() as folder:
+            server = Server(self, "--data", folder)
+            status, body = server.send("/octet/answers", {"messages": [{"role": "user", "content": "Tell."}], "max_tokens": 60, "ignore_eos": True})
+            self.assertEqual(status, 202)
+            self.assertEqual(server.end(signal.SIGTERM), 0)
+            server = Server(self, "--data", folder)
+            log = server.send("/octet/answers/" + json.loads(body)["id"])[1]
+            self.assertNotIn("error", log)
+            self.assertIn('"completion_tokens":60', log)
+            self.assertTrue(log.endswith("data: [DONE]\n\n"), log[-200:])
+            server.end(signal.SIGTERM)
+
+    def test_no_request_gets_more_than_the_server_gives(self):
+        with tempfile.NamedTemporaryFile("w") as keys:
+            keys.write("one sk-1 concurrent=1\nfew sk-2 tokens-per-minute=90\n")
+            keys.flush()
+            server = Server(self, "--api-keys", keys.name, "--max-running", "2", "--max-prompt", "400")
+            complete = lambda key, **more: server.send("/v1/completions", {"prompt": "One two", "max_tokens": 2, **more}, key)
+            status, body = complete("sk-1", n=3)
+            self.assertEqual(status, 400)
+            self.assertIn("n is 3; it has to be from 1 to 2", body)
+            self.assertEqual(len(json.loads(complete("sk-1", n=2)[1])["choices"]), 2)
+            status, body = complete("sk-1", prompt=["word " * 390] * 250, n=2, echo=True, logprobs=20, max_tokens=0)
+            self.assertEqual(status, 400)
+            self.assertIn("echo and logprobs would report", body)
+            embed = lambda key, text: server.send("/v1/embeddings", {"input": text}, key)
+            status, body = embed("sk-1", "word " * 500)
+            self.assertEqual(status, 400)
+            self.assertIn("this server takes 400", body)
+            statuses = []
+            ask = lambda: statuses.append(embed("sk-1", ["word " * 390] * 4)[0])
+            threads = [threading.Thread(target=ask) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            self.assertEqual(set(statuses), {200, 429})
+            # Whoever hangs up pays for what was read.
+            reader = Reader(server, prompt="word " * 100, max_tokens=400, key="sk-2")
+            reader.hang_up()
+            until = time.monotonic() + 60
+            while (status := complete("sk-2")[0]) == 200 and time.monotonic() < until:
+                time.sleep(0.1)
+            self.assertEqual(status, 429)
+            server.end(signal.SIGTERM)
 
     def test_an_answer_that_takes_too_long_to_end_says_that_it_was_broken_off(self):
         server = Server(self, "--drain", "0")

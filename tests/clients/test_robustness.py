@@ -103,6 +103,14 @@ class Replies(unittest.IsolatedAsyncioTestCase):
         self.assertGreater(second["usage"]["cache_read_input_tokens"], 150)
 
 
+    async def test_each_answer_has_its_own_gaps(self):
+        counts = lambda: [metric(f"octet_{name}_token_seconds_count") for name in ("first", "inter")]
+        before = counts()
+        body = {"model": "small", "prompt": "One two", "n": 3, "max_tokens": 5, "ignore_eos": True, "temperature": 1}
+        self.assertEqual((await send("POST", "/v1/completions", json.dumps(body).encode()))[0], 200)
+        self.assertEqual([now - then for now, then in zip(counts(), before)], [1, 3 * 4])
+
+
 class Robustness(unittest.IsolatedAsyncioTestCase):
     async def asyncSetUp(self):
         self.before = await send("POST", "/v1/completions", json.dumps({"model": "small", "prompt": "One two three", "temperature": 0}).encode())

@@ -24,11 +24,10 @@ pub struct Answer {
     track: Track,
     choices: Vec<State>,
     calls: Option<Calls>,
-    /// Tokens read of each prompt.
-    read: Vec<usize>,
+    /// Tokens read of each prompt, and those of them that the prefix cache had.
+    read: Vec<(usize, usize)>,
     prompt_tokens: usize,
     usage: Usage,
-    last_token: Option<Instant>,
     ready: VecDeque<Piece>,
     is_over: bool,
 }
@@ -37,6 +36,7 @@ pub struct Answer {
 struct State {
     parser: Option<CallParser>,
     n_calls: usize,
+    last_token: Option<Instant>,
     has_ended: bool,
 }
 
@@ -54,10 +54,9 @@ impl Answer {
             track,
             choices: (0..ask.choices()).map(state).collect(),
             calls: ask.calls.clone(),
-            read: vec![0; ask.prompts.len()],
+            read: vec![(0, 0); ask.prompts.len()],
             prompt_tokens: ask.prompts.iter().map(Vec::len).sum(),
             usage: Usage::default(),
-            last_token: None,
             ready: VecDeque::new(),
             is_over: false,
         }
@@ -103,13 +102,15 @@ impl Answer {
             return;
         }
         match event {
-            Event::Reading { prompt, done } => {
-                self.read[prompt] = done;
-                self.ready.push_back(Piece::Reading { done: self.read.iter().sum(), total: self.prompt_tokens });
+            Event::Reading { prompt, done, cached } => {
+                self.read[prompt] = (done, cached);
+                let done = self.read.iter().map(|of| of.0).sum();
+                self.track.read(done, self.read.iter().map(|of| of.1).sum());
+                self.ready.push_back(Piece::Reading { done, total: self.prompt_tokens });
             }
             Event::Prompt(tokens) => self.ready.push_back(Piece::Prompt { choice, tokens }),
             Event::Token { text, token, is_wanted } => {
-                self.count_token();
+                self.count_token(choice);
                 let (id, tokens) = (token.id, if is_wanted { vec![token] } else { Vec::new() });
                 self.text(choice, Some(id), text, tokens);
             }
@@ -127,11 +128,10 @@ impl Answer {
         }
     }
 
-    fn count_token(&mut self) {
+    fn count_token(&mut self, choice: usize) {
         let now = Instant::now();
         self.usage.completion_tokens += 1;
-        self.track.token(self.last_token, now);
-        self.last_token = Some(now);
+        self.track.token(self.choices[choice].last_token.replace(now), now);
     }
 
     fn text(&mut self, choice: usize, token: Option<u32>, text: String, tokens: Vec<crate::piece::Token>) {

@@ -123,15 +123,58 @@ impl App {
 }
 
 /// Bounds the work that is not the engine's: rendering and tokenizing run where they may take their time.
-pub static TEXT_WORK: Semaphore = Semaphore::const_new(4);
+static TEXT_WORK: Semaphore = Semaphore::const_new(4);
+/// The same of models that come and go, and of plans, which take seconds: nobody's prompt is to wait for them.
+static MODEL_WORK: Semaphore = Semaphore::const_new(4);
 
-/// Runs `work` on a thread for such work.
+/// Runs `work` on texts on a thread for it.
 ///
 /// # Errors
 /// What `work` refuses.
 pub async fn text_work<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
-    let _permit = TEXT_WORK.acquire().await.map_err(|_| Refusal::internal("the server is going down"))?;
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Refusal::internal("reading the prompt failed")))
+    bounded(&TEXT_WORK, work).await
+}
+
+/// Runs `work` on models, which takes its time, on a thread for it.
+///
+/// # Errors
+/// What `work` refuses.
+pub async fn model_work<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    bounded(&MODEL_WORK, work).await
+}
+
+async fn bounded<T: Send + 'static>(
+    places: &'static Semaphore,
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    let place = places.acquire().await.map_err(|_| Refusal::internal("the server is going down"))?;
+    // The place goes with the work: a client that hangs up ends its wait, and not what the thread is at.
+    let held = move || {
+        let _place = place;
+        work()
+    };
+    tokio::task::spawn_blocking(held).await.unwrap_or_else(|_| Err(Refusal::internal("a worker's thread broke off")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_hangs_up_does_not_make_room_for_more_work() {
+        static ONE: Semaphore = Semaphore::const_new(1);
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let slow = bounded(&ONE, move || {
+            let _ = wait.recv();
+            Ok(())
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(20), slow).await.is_err(), "its client hangs up");
+        assert_eq!(ONE.available_permits(), 0);
+        drop(go);
+        assert!(bounded(&ONE, || Ok(())).await.is_ok());
+    }
 }

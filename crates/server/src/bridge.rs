@@ -1,6 +1,6 @@
 //! The seam to the engine: the only file that knows its requests and events.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use octet_engine::{Engine, Error, Flow, Handle, Logprobs, Pooling, Request, Routed, Stats, Stop, StopReason, Ticket};
@@ -21,9 +21,11 @@ pub enum Event {
         prompt: usize,
         /// Tokens.
         done: usize,
+        /// Those of them that the prefix cache had.
+        cached: usize,
     },
     /// The prompt's tokens.
-    Prompt(Vec<Token>),
+    Prompt(Arc<[Token]>),
     /// A token, with the text that it completes.
     Token {
         /// May be empty.
@@ -213,6 +215,7 @@ struct Teller {
     echo: Option<Vec<Token>>,
     submitted: Instant,
     started: Option<Instant>,
+    cached: usize,
     first_token: Option<Instant>,
 }
 
@@ -229,6 +232,7 @@ impl Teller {
             echo,
             submitted: Instant::now(),
             started: None,
+            cached: 0,
             first_token: None,
         }
     }
@@ -236,11 +240,11 @@ impl Teller {
     fn tell(&mut self, event: octet_engine::Event) -> Flow {
         use octet_engine::Event as From;
         let (choice, event) = match event {
-            From::Started { .. } => {
-                self.started = Some(Instant::now());
+            From::Started { cached_tokens, .. } => {
+                (self.started, self.cached) = (Some(Instant::now()), cached_tokens);
                 return Flow::Continue;
             }
-            From::PromptProgress { done, .. } => (0, Event::Reading { prompt: self.prompt, done }),
+            From::PromptProgress { done, .. } => (0, Event::Reading { prompt: self.prompt, done, cached: self.cached }),
             From::PromptLogprobs { first, tokens } => {
                 self.keep(first, &tokens);
                 return Flow::Continue;
@@ -286,6 +290,7 @@ impl Teller {
     /// Tells the prompt, once, before the first word of any choice.
     fn tell_prompt(&mut self) {
         if let Some(echo) = self.echo.take() {
+            let echo: Arc<[Token]> = echo.into();
             for choice in 0..self.n {
                 self.send(choice, Event::Prompt(echo.clone()));
             }

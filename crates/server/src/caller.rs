@@ -5,10 +5,12 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, Uri};
 use serde_json::Value;
 
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
 use crate::keys::Key;
 use crate::refusal::Refusal;
 use crate::{anthropic, mistral, ollama, openai};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Whose words a client understands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,6 +78,8 @@ impl Dialect {
 pub struct Caller {
     /// Its dialect.
     pub dialect: Dialect,
+    /// When the request arrived.
+    pub started: Instant,
     /// The id that its logs and ours have in common.
     pub request_id: Arc<str>,
     /// The key that it showed; `None` where none is needed.

@@ -40,7 +40,7 @@ pub async fn enter(State(app): State<Shared>, mut request: Request, next: Next) 
         Err(refusal) => refusal.into_response(),
         Ok(()) => {
             let (request_id, key, ignored) = (request_id.clone(), key.clone(), ignored.clone());
-            request.extensions_mut().insert(Caller { dialect, request_id, key, ignored });
+            request.extensions_mut().insert(Caller { dialect, started, request_id, key, ignored });
             let broken = || Refusal::internal("the server met a fault; its log tells where").into_response();
             caught(next.run(request)).await.unwrap_or_else(broken)
         }

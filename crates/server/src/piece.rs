@@ -1,5 +1,6 @@
 //! An answer as it comes, in no dialect; and the same put together.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -22,8 +23,8 @@ pub enum Piece {
     Prompt {
         /// Whose.
         choice: usize,
-        /// Each of its tokens.
-        tokens: Vec<Token>,
+        /// Each of its tokens; the choices of one prompt share them.
+        tokens: Arc<[Token]>,
     },
     /// Text of a choice, and the tokens drawn for it (text and tokens may be apart: a character can need several).
     Text {
@@ -151,7 +152,7 @@ impl Usage {
 #[derive(Clone, Debug, Default)]
 pub struct Choice {
     /// The prompt's tokens, where `echo` asked for them.
-    pub prompt: Vec<Token>,
+    pub prompt: Arc<[Token]>,
     /// Its text, without calls and stop string.
     pub text: String,
     /// What was drawn.

@@ -13,6 +13,9 @@ use crate::refusal::{Fault, Refusal};
 use crate::tool_calls::CallStyle;
 use crate::tool_grammar;
 
+/// Most probabilities of prompts' tokens in one answer: some 500 MB of JSON.
+const MOST_ECHOED: usize = 4_000_000;
+
 /// A conversation and how tools may be used in its answer.
 #[derive(Debug, Default)]
 pub struct Chat {
@@ -128,6 +131,15 @@ impl Model {
                     false => format!("the prompt has {n} tokens and this server takes {limit}; shorten it"),
                 };
                 return Err(Refusal::new(Fault::ContextTooLong, message));
+            }
+        }
+        if let Some(top) = ask.logprobs.filter(|_| ask.echo) {
+            let told = ask.prompts.iter().map(Vec::len).sum::<usize>() * ask.n * (1 + top);
+            if told > MOST_ECHOED {
+                let message = format!(
+                    "echo and logprobs would report {told} probabilities of prompts; a request may have {MOST_ECHOED}: ask for fewer answers, alternatives or prompts"
+                );
+                return Err(Refusal::field("logprobs", message));
             }
         }
         let has_bias = ask.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= self.facts.vocab_size);

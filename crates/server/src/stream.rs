@@ -197,8 +197,13 @@ mod tests {
             Arc::new(|_, _, _| Err(LoadFailure { why: String::new(), does_not_fit: false })),
         )
         .unwrap();
-        let caller =
-            Caller { dialect: Dialect::OpenAi, request_id: "id".into(), key: None, ignored: Default::default() };
+        let caller = Caller {
+            dialect: Dialect::OpenAi,
+            started: std::time::Instant::now(),
+            request_id: "id".into(),
+            key: None,
+            ignored: Default::default(),
+        };
         Track::new(
             Arc::new(Metrics::new(Arc::new(models))),
             Arc::default(),
@@ -216,7 +221,7 @@ mod tests {
         tokio::spawn(pump(Answer::new(&ask, receiver, Vec::new(), track()), Plain, sender, PING_EVERY));
         // Steps are shorter than the time after which a sign of life is due.
         for step in 1..=9 {
-            events.send((0, Event::Reading { prompt: 0, done: 10 * step })).unwrap();
+            events.send((0, Event::Reading { prompt: 0, done: 10 * step, cached: 0 })).unwrap();
             tokio::time::sleep(PING_EVERY / 4).await;
         }
         events.send((0, Event::End { end: End::Eos, usage: Usage::default() })).unwrap();

@@ -18,6 +18,8 @@ pub struct Track {
     labels: Labels,
     started: Instant,
     first_token: Option<Instant>,
+    /// What there is of an answer that breaks off.
+    so_far: Usage,
     tokens: usize,
     usage: Option<Usage>,
     fault: Option<Refusal>,
@@ -26,7 +28,7 @@ pub struct Track {
 }
 
 impl Track {
-    /// The account of a request that begins now.
+    /// The account of a request, from its arrival.
     pub fn new(metrics: Arc<Metrics>, journal: Arc<Journal>, caller: &Caller, model: &str, place: Place) -> Track {
         let labels = Labels { model: model.into(), dialect: caller.dialect.name(), key: caller.name().into() };
         metrics.running.get_or_create(&labels).inc();
@@ -35,8 +37,9 @@ impl Track {
             journal,
             caller: caller.clone(),
             labels,
-            started: Instant::now(),
+            started: caller.started,
             first_token: None,
+            so_far: Usage::default(),
             tokens: 0,
             usage: None,
             fault: None,
@@ -44,12 +47,19 @@ impl Track {
         }
     }
 
-    /// A token came, `previous` being the time of the one before.
+    /// So many tokens of the prompts have been read, of which the prefix cache had `cached`.
+    pub fn read(&mut self, tokens: usize, cached: usize) {
+        (self.so_far.prompt_tokens, self.so_far.cached_tokens) = (tokens, cached);
+    }
+
+    /// A token came, `previous` being the time of the one before in the same choice.
     pub fn token(&mut self, previous: Option<Instant>, now: Instant) {
         self.tokens += 1;
-        let (since, histogram, watch) = match previous {
-            Some(previous) => (previous, &self.metrics.inter_token, &self.metrics.inter_tokens),
-            None => (self.started, &self.metrics.first_token, &self.metrics.first_tokens),
+        let (since, histogram, watch) = match (previous, self.first_token) {
+            (Some(previous), _) => (previous, &self.metrics.inter_token, &self.metrics.inter_tokens),
+            (None, None) => (self.started, &self.metrics.first_token, &self.metrics.first_tokens),
+            // Of another choice the first: the client has had its first token, and waits for none of this one.
+            (None, Some(_)) => return,
         };
         histogram.observe((now - since).as_secs_f64());
         watch.add(now - since);
@@ -74,7 +84,8 @@ impl Drop for Track {
             (None, Some(refusal)) => ("failed", Some(refusal.message.as_str())),
             (None, None) => ("cancelled", None),
         };
-        let usage = self.usage.unwrap_or_default();
+        // What was read before an answer broke off took its time too.
+        let usage = self.usage.unwrap_or(self.so_far);
         self.metrics.running.get_or_create(&self.labels).dec();
         self.metrics.count_answer(&self.labels, outcome, &usage, self.tokens);
         if let Some(key) = &self.caller.key {

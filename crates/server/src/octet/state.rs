@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
-use crate::app::{Shared, text_work};
+use crate::app::{Shared, model_work};
 use crate::fields::{Body, fields};
 use crate::models::{Entry, Slot};
 use crate::refusal::{Fault, Refusal};
@@ -120,7 +120,7 @@ pub async fn load(
     let LoadFields { load_anyway } = body.read()?;
     body.finish()?;
     let of = app.clone();
-    text_work(move || of.models.load(&name, load_anyway.unwrap_or(false))).await?;
+    model_work(move || of.models.load(&name, load_anyway.unwrap_or(false))).await?;
     Ok(state(State(app)).await)
 }
 
@@ -130,7 +130,7 @@ pub async fn load(
 /// No such model.
 pub async fn unload(State(app): State<Shared>, Path(name): Path<String>) -> Result<Json<Value>, Refusal> {
     let of = app.clone();
-    text_work(move || of.models.unload(&name)).await?;
+    model_work(move || of.models.unload(&name)).await?;
     Ok(state(State(app)).await)
 }
 
@@ -160,6 +160,6 @@ pub async fn plan(State(app): State<Shared>, request: axum::extract::Request) ->
         }
         None => {}
     }
-    let planned = text_work(move || (app.planner)(asked).map_err(|why| Refusal::new(Fault::Invalid, why)));
+    let planned = model_work(move || (app.planner)(asked).map_err(|why| Refusal::new(Fault::Invalid, why)));
     planned.await.map(Json)
 }

@@ -12,6 +12,7 @@ use crate::app::{Shared, text_work};
 use crate::caller::Caller;
 use crate::fields::{Body, Unsupported, fields};
 use crate::ids;
+use crate::limits::Place;
 use crate::models::Model;
 use crate::refusal::{Fault, Refusal};
 
@@ -99,8 +100,27 @@ pub async fn embed(app: &Shared, caller: &Caller, model: &Arc<Model>, input: Val
     })
     .await?;
     let tokens = all.iter().map(Vec::len).sum();
-    for ids in &all {
-        let (n, context) = (ids.len(), model.facts.context);
+    check(&all, model, app.limits.prompt_tokens)?;
+    let _place = Place::take(caller.key.as_ref())?;
+    let mut vectors = Vec::with_capacity(all.len());
+    for several in all.chunks(AT_ONCE) {
+        let running = several.iter().map(|ids| model.engine.embed(ids)).collect::<Result<Vec<_>, _>>()?;
+        if let Some(key) = &caller.key {
+            // Before they are there: who hangs up meanwhile has had them worked out all the same.
+            key.meter.take_tokens(several.iter().map(Vec::len).sum());
+        }
+        for one in running {
+            vectors.push(unit(one.wait().await?));
+        }
+    }
+    app.metrics.count_embedding(&model.name, tokens);
+    Ok(Embedded { vectors, tokens })
+}
+
+/// Whether all texts can be embedded.
+fn check(all: &[Vec<u32>], model: &Model, most: Option<usize>) -> Result<(), Refusal> {
+    let context = model.facts.context;
+    for n in all.iter().map(Vec::len) {
         if n == 0 {
             return Err(Refusal::field("input", "a text of input is empty"));
         }
@@ -108,19 +128,12 @@ pub async fn embed(app: &Shared, caller: &Caller, model: &Arc<Model>, input: Val
             let message = format!("a text of input has {n} tokens and the context of {} only {context}", model.name);
             return Err(Refusal::new(Fault::ContextTooLong, message));
         }
-    }
-    let mut vectors = Vec::with_capacity(all.len());
-    for several in all.chunks(AT_ONCE) {
-        let running = several.iter().map(|ids| model.engine.embed(ids)).collect::<Result<Vec<_>, _>>()?;
-        for one in running {
-            vectors.push(unit(one.wait().await?));
+        if let Some(most) = most.filter(|&most| n > most) {
+            let message = format!("a text of input has {n} tokens and this server takes {most}; shorten it");
+            return Err(Refusal::new(Fault::ContextTooLong, message));
         }
     }
-    if let Some(key) = &caller.key {
-        key.meter.take_tokens(tokens);
-    }
-    app.metrics.count_embedding(&model.name, tokens);
-    Ok(Embedded { vectors, tokens })
+    Ok(())
 }
 
 enum Input {
