@@ -19,6 +19,7 @@ use crate::ids;
 use crate::keys::Key;
 use crate::limits::Standing;
 use crate::octet::journal::{Entry, is_poll};
+use crate::origin;
 use crate::refusal::{Fault, Refusal};
 
 /// Paths that need no key: probes, and the page itself, which asks for the key it needs.
@@ -86,10 +87,10 @@ async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
 
 /// Lets a request in, or says why not; `key` is the one that it shows.
 fn admit(app: &App, request: &Request, key: &mut Option<Arc<Key>>) -> Result<(), Refusal> {
-    check_origin(app, request)?;
+    origin::check(&app.origins, request)?;
     let keys = app.keys();
     if keys.is_empty() {
-        check_host(request.headers())?;
+        origin::check_host(request)?;
     }
     if keys.is_empty() || is_open(request.method(), request.uri().path()) {
         return Ok(());
@@ -109,31 +110,6 @@ fn shown_key(headers: &HeaderMap) -> Option<&str> {
         scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
     });
     bearer.or_else(|| text("x-api-key"))
-}
-
-/// A page of another origin may not use this server behind its user's back: browsers tell where a page is from.
-fn check_origin(app: &App, request: &Request) -> Result<(), Refusal> {
-    let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let Some(origin) = text("origin") else { return Ok(()) };
-    let own = text("host").is_some_and(|host| origin.split_once("://").is_some_and(|(_, of)| of == host));
-    if own || app.origins.iter().any(|allowed| allowed == origin || allowed == "*") {
-        return Ok(());
-    }
-    Err(Refusal::new(Fault::Forbidden, format!("pages of {origin} may not call this server; allow them with --origin")))
-}
-
-/// Without keys only this machine may come in, and a page whose name was made to point here is not from this machine.
-fn check_host(headers: &HeaderMap) -> Result<(), Refusal> {
-    let Some(host) = headers.get(header::HOST).and_then(|value| value.to_str().ok()) else { return Ok(()) };
-    let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
-    let is_here = name == "localhost" || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
-    if is_here || name.ends_with(".localhost") {
-        return Ok(());
-    }
-    Err(Refusal::new(
-        Fault::Forbidden,
-        format!("the host {name} is not this machine; give keys to serve under that name"),
-    ))
 }
 
 /// Writes the body of a refusal, axum's own ones too.

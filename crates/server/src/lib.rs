@@ -20,6 +20,7 @@ mod messages;
 mod metrics;
 mod models;
 mod noise;
+mod origin;
 mod piece;
 mod prompt;
 mod refusal;
