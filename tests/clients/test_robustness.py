@@ -6,9 +6,13 @@ import asyncio
 import json
 import os
 import random
+import signal
+import socket
 import unittest
 import urllib.request
 from urllib.parse import urlsplit
+
+from test_lifecycle import Server
 
 URL, KEY, PID = os.environ["OCTET_URL"], os.environ["OCTET_KEY"], os.environ["OCTET_SERVER_PID"]
 REQUESTS = int(os.environ.get("OCTET_REQUESTS", "1000"))
@@ -199,3 +203,39 @@ class Robustness(unittest.IsolatedAsyncioTestCase):
         self.assertIn(b'"c-1"', (await send("GET", "/octet/conversations", b""))[1])
         self.assertEqual((await send("DELETE", path, b""))[0], 204)
         self.assertEqual((await send("GET", path, b""))[0], 404)
+
+
+class Doors(unittest.TestCase):
+    """Servers of their own, since their options are unlike those of the one for all tests."""
+
+    def raw(self, server, head):
+        """A connection that has sent this head."""
+        url = urlsplit(server.url)
+        connection = socket.socket()
+        self.addCleanup(connection.close)
+        connection.settimeout(120)
+        connection.connect((url.hostname, url.port))
+        connection.sendall("\r\n".join([head, f"Host: {url.netloc}", "", ""]).encode())
+        return connection
+
+    def test_pages_of_a_named_origin_are_told_that_they_may_call(self):
+        server = Server(self, "--api-key", "secret", "--origin", "https://chat.example")
+
+        def ask(method, *headers):
+            """Status, and headers in small letters."""
+            connection = self.raw(server, "\r\n".join([f"{method} /v1/models HTTP/1.1", "Connection: close", *headers]))
+            lines = connection.makefile().read().split("\n\n")[0].lower().splitlines()
+            return int(lines[0].split()[1]), dict(line.split(": ", 1) for line in lines[1:])
+
+        page, key, question = "Origin: https://chat.example", "x-api-key: secret", "Access-Control-Request-Method: GET"
+        status, headers = ask("OPTIONS", page, question, "Access-Control-Request-Headers: x-api-key,x-stainless-os")
+        self.assertEqual((status, headers["access-control-allow-origin"]), (204, "https://chat.example"))
+        self.assertEqual(headers["access-control-allow-headers"], "x-api-key,x-stainless-os")
+        for given, expected in [([page, key], 200), ([page], 401)]:
+            status, headers = ask("GET", *given)
+            self.assertEqual((status, headers["access-control-allow-origin"]), (expected, "https://chat.example"))
+            self.assertIn("x-request-id", headers["access-control-expose-headers"])
+        for given, expected in [([key], 200), ([key, "Origin: https://evil.example"], 403), ([question, "Origin: https://evil.example"], 403)]:
+            status, headers = ask("OPTIONS" if question in given else "GET", *given)
+            self.assertEqual((status, "access-control-allow-origin" in headers), (expected, False))
+        self.assertEqual(server.end(signal.SIGTERM), 0)

@@ -37,9 +37,14 @@ pub async fn enter(State(app): State<Shared>, mut request: Request, next: Next) 
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut key = None;
     let ignored = Ignored::default();
-    let response = match admit(&app, &request, &mut key) {
-        Err(refusal) => refusal.into_response(),
-        Ok(()) => {
+    let page = origin::check(&app.origins, &request);
+    let admitted = page.clone().and_then(|_| admit(&app, &request, &mut key));
+    let origin = page.ok().flatten();
+    let preflight = origin.as_ref().and_then(|_| origin::preflight(&request));
+    let response = match (admitted, preflight) {
+        (Err(refusal), _) => refusal.into_response(),
+        (Ok(()), Some(preflight)) => preflight,
+        (Ok(()), None) => {
             let (request_id, key, ignored) = (request_id.clone(), key.clone(), ignored.clone());
             request.extensions_mut().insert(Caller { dialect, started, request_id, key, ignored });
             let broken = || Refusal::internal("the server met a fault; its log tells where").into_response();
@@ -52,6 +57,10 @@ pub async fn enter(State(app): State<Shared>, mut request: Request, next: Next) 
         && !names.is_empty()
     {
         response.headers_mut().insert("x-octet-ignored", names);
+    }
+    if let Some(origin) = origin {
+        // Refusals too, so that the page can read why.
+        origin::share(response.headers_mut(), origin);
     }
     let status = response.status().as_u16();
     app.metrics.count_http(dialect.name(), status);
@@ -87,7 +96,6 @@ async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
 
 /// Lets a request in, or says why not; `key` is the one that it shows.
 fn admit(app: &App, request: &Request, key: &mut Option<Arc<Key>>) -> Result<(), Refusal> {
-    origin::check(&app.origins, request)?;
     let keys = app.keys();
     if keys.is_empty() {
         origin::check_host(request)?;
@@ -172,7 +180,18 @@ pub async fn nowhere(request: Request<Body>) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::RwLock;
+
+    use axum::Router;
+    use tower::ServiceExt;
+
     use super::*;
+    use crate::app::Limits;
+    use crate::keys::Keys;
+    use crate::metrics::Metrics;
+    use crate::models::{LoadFailure, Models};
+    use crate::octet::peers::Peers;
+    use crate::routes::routes;
 
     #[tokio::test]
     async fn a_handler_that_panics_ends_its_own_request() {
@@ -182,5 +201,85 @@ mod tests {
             panic!("on purpose")
         };
         assert_eq!(caught::<()>(late).await, None);
+    }
+
+    /// A server without models, with one key, that pages of chat.example may call.
+    fn server() -> Router {
+        let no_model = LoadFailure { why: "there is none".into(), does_not_fit: false };
+        let models = Models::new(vec![], vec![], vec![], Arc::new(move |_, _, _| Err(no_model.clone())));
+        let models = Arc::new(models.unwrap());
+        routes(&Arc::new(App {
+            models: models.clone(),
+            keys: RwLock::new(Arc::new(Keys::read(&["tester=secret".into()], None).unwrap())),
+            limits: Limits::default(),
+            metrics: Arc::new(Metrics::new(models)),
+            history: None,
+            answers: Default::default(),
+            peers: Peers::new(vec![]).unwrap(),
+            journal: Arc::default(),
+            samples: Default::default(),
+            started: Instant::now(),
+            planner: Arc::new(|_| Err("no plans".into())),
+            log_text: false,
+            origins: vec!["https://chat.example".into()],
+        }))
+    }
+
+    /// Status and headers.
+    async fn ask(method: &str, uri: &str, headers: &[(&str, &str)]) -> (u16, HeaderMap) {
+        let builder = Request::builder().method(method).uri(uri);
+        let builder = headers.iter().fold(builder, |builder, (name, value)| builder.header(*name, *value));
+        let response = server().oneshot(builder.body(Body::empty()).unwrap()).await.unwrap();
+        (response.status().as_u16(), response.headers().clone())
+    }
+
+    const FRIEND: (&str, &str) = ("origin", "https://chat.example");
+    const STRANGER: (&str, &str) = ("origin", "https://evil.example");
+
+    fn is_shared(headers: &HeaderMap) -> bool {
+        let exposed = headers.get("access-control-expose-headers").and_then(|value| value.to_str().ok());
+        assert!(!headers.contains_key("access-control-allow-credentials"));
+        headers.get("access-control-allow-origin").is_some_and(|origin| origin == "https://chat.example")
+            && headers.get("vary").is_some_and(|vary| vary == "origin")
+            && exposed.is_some_and(|names| names.contains("x-request-id") && names.contains("x-ratelimit-reset-tokens"))
+    }
+
+    #[tokio::test]
+    async fn a_browser_is_told_what_a_page_may_send() {
+        let asks = [
+            FRIEND,
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "authorization,x-stainless-os"),
+        ];
+        let (status, headers) = ask("OPTIONS", "/v1/chat/completions", &asks).await;
+        assert_eq!((status, is_shared(&headers)), (204, true));
+        assert_eq!(headers["access-control-allow-headers"], "authorization,x-stainless-os");
+        assert!(headers["access-control-allow-methods"].to_str().unwrap().contains("POST"));
+        assert!(headers.contains_key("access-control-max-age"));
+        let broken = [FRIEND, ("access-control-request-method", "POST"), ("access-control-request-headers", "a b")];
+        let (status, headers) = ask("OPTIONS", "/v1/models", &broken).await;
+        assert_eq!((status, headers.get("access-control-allow-headers")), (204, None));
+        // Without the question it is a request as any other.
+        let (status, headers) = ask("OPTIONS", "/v1/models", &[FRIEND]).await;
+        assert_eq!((status, is_shared(&headers)), (405, true));
+        let (status, headers) = ask("OPTIONS", "/v1/models", &[STRANGER, asks[1]]).await;
+        assert_eq!((status, headers.get("access-control-allow-origin")), (403, None));
+    }
+
+    #[tokio::test]
+    async fn a_page_that_may_call_reads_answers_and_refusals() {
+        let key = ("authorization", "Bearer secret");
+        for (headers, expected) in [(&[FRIEND, key][..], 200), (&[FRIEND], 401)] {
+            let (status, headers) = ask("GET", "/v1/models", headers).await;
+            assert_eq!((status, is_shared(&headers)), (expected, true));
+        }
+        let (status, headers) = ask("GET", "/v1/models", &[STRANGER, key]).await;
+        assert_eq!((status, headers.get("access-control-allow-origin"), headers.get("vary")), (403, None, None));
+        // Our own page, by HTTP/2, and a program.
+        let own = [("origin", "https://octet.example"), key];
+        for (uri, headers) in [("https://octet.example/v1/models", &own[..]), ("/v1/models", &[key])] {
+            let (status, headers) = ask("GET", uri, headers).await;
+            assert_eq!((status, headers.get("access-control-allow-origin"), headers.get("vary")), (200, None, None));
+        }
     }
 }

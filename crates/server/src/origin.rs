@@ -1,9 +1,19 @@
-//! Pages of other origins: which may call.
+//! Pages of other origins: which may call, and what browsers have to be told before they show a page an answer (CORS).
 
 use axum::extract::Request;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 
 use crate::refusal::{Fault, Refusal};
+
+/// Methods that some path of ours takes.
+const METHODS: &str = "GET, HEAD, POST, PUT, DELETE";
+/// Seconds that a browser may remember a preflight; Chrome's most.
+const REMEMBERED_S: &str = "7200";
+/// Headers that a page may read; browsers hide all others but the most common ones.
+const EXPOSED: &str = "x-request-id, request-id, retry-after, etag, x-octet-ignored, \
+    x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, \
+    x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens";
 
 /// The origin of the page that asks, if it is not ours but one of `allowed`; `None` for our own page, and for programs.
 ///
@@ -45,6 +55,37 @@ fn host(request: &Request) -> Option<&str> {
         Some(host) => host.to_str().ok(),
         None => request.uri().authority().map(|authority| authority.as_str()),
     }
+}
+
+/// The answer to a browser that asks whether a page may send what it wants to; `None` for any other request.
+pub fn preflight(request: &Request) -> Option<Response> {
+    let asked = request.headers();
+    if request.method() != Method::OPTIONS || !asked.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
+        return None;
+    }
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(METHODS));
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(REMEMBERED_S));
+    // Clients of four APIs send many of their own, and a page that may call at all may send any.
+    if let Some(names) = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS).filter(|names| are_names(names)) {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, names.clone());
+    }
+    Some(response)
+}
+
+/// Whether these are names of headers between commas.
+fn are_names(list: &HeaderValue) -> bool {
+    let is_name = |name: &[u8]| HeaderName::from_bytes(name.trim_ascii()).is_ok();
+    list.as_bytes().split(|&byte| byte == b',').all(is_name)
+}
+
+/// Lets the browser show this answer to pages of `origin`.
+pub fn share(headers: &mut HeaderMap, origin: HeaderValue) {
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
+    // A cache must not hand one origin what another one was allowed to see.
+    headers.append(header::VARY, HeaderValue::from_static("origin"));
 }
 
 #[cfg(test)]
@@ -92,5 +133,12 @@ mod tests {
         assert!(is_here("/", &[("host", "localhost:8080")]) && is_here("/", &[("host", "[::1]:80")]));
         assert!(is_here("https://127.0.0.1:8080/", &[]) && is_here("https://a.localhost/", &[]));
         assert!(!is_here("/", &[("host", "evil.example")]) && !is_here("https://evil.example:8080/", &[]));
+    }
+
+    #[test]
+    fn only_names_of_headers_are_echoed() {
+        let echoed = |names: &'static str| are_names(&HeaderValue::from_static(names));
+        assert!(echoed("authorization,content-type") && echoed("x-stainless-os, anthropic-version"));
+        assert!(!echoed("") && !echoed("a,,b") && !echoed("a b") && !echoed("a: b"));
     }
 }
