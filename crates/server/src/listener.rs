@@ -1,6 +1,8 @@
 //! Connections: accepted up to a limit, encrypted where asked, dropped when their headers do not come, drained at the end.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -60,7 +62,7 @@ pub async fn accept(
 
 struct Connection {
     router: Router,
-    /// For the handshake, for each request's headers, and between requests.
+    /// For the handshake, for the first request, for the headers of each, and between two.
     wait: Duration,
     watcher: Watcher,
     _place: OwnedSemaphorePermit,
@@ -85,13 +87,99 @@ impl Connection {
         builder.http1().timer(TokioTimer::new()).header_read_timeout(self.wait);
         builder.http2().timer(TokioTimer::new()).keep_alive_interval(self.wait).max_concurrent_streams(256);
         let router = self.router;
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let asks = has_asked.clone();
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+            asks.store(true, Ordering::Relaxed);
             router.clone().oneshot(request.map(Body::new))
         });
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+        let mut serving = pin!(self.watcher.watch(connection));
+        // The builder's own times begin when the first bytes have told which HTTP it is, and for those it waits for ever.
+        let ended = match tokio::time::timeout(self.wait, serving.as_mut()).await {
+            Ok(ended) => ended,
+            Err(_) if has_asked.load(Ordering::Relaxed) => serving.await,
+            Err(_) => return tracing::debug!("a client asked for nothing"),
+        };
         // Errors here are the client's: it hung up, or was too slow.
-        if let Err(error) = self.watcher.watch(connection).await {
+        if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const ASK: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+    struct Server {
+        address: std::net::SocketAddr,
+    }
+
+    impl Server {
+        async fn start(limits: Limits, router: Router) -> Server {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::spawn(async move { accept(listener, router, None, &limits, Arc::default()).await });
+            Server { address }
+        }
+
+        /// A client that has sent this.
+        async fn client(&self, bytes: &[u8]) -> TcpStream {
+            let mut client = TcpStream::connect(self.address).await.unwrap();
+            client.write_all(bytes).await.unwrap();
+            client
+        }
+    }
+
+    /// Ends a test that would wait for ever.
+    async fn in_time<T>(work: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(60), work).await.expect("it waits for ever")
+    }
+
+    /// The first bytes of an answer; none if the server hung up.
+    async fn reply(client: &mut TcpStream) -> Vec<u8> {
+        let mut bytes = vec![0; 12];
+        let read = in_time(client.read(&mut bytes)).await.unwrap_or(0);
+        bytes.truncate(read);
+        bytes
+    }
+
+    fn hello() -> Router {
+        Router::new().route("/", get(async || "hello"))
+    }
+
+    #[tokio::test]
+    async fn a_client_that_asks_for_nothing_is_let_go() {
+        let server = Server::start(Limits { header_timeout_s: 1, ..Limits::default() }, hello()).await;
+        let mut clients = Vec::new();
+        for start in [&b""[..], b"PRI * HTTP/2.0\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HT"] {
+            clients.push(server.client(start).await);
+        }
+        for mut client in clients {
+            // HTTP/2's settings may come first.
+            while !reply(&mut client).await.is_empty() {}
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_may_take_longer_than_its_question() {
+        let slow = async || {
+            // Well after the headers' time.
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(100)).await;
+            tokio::time::resume();
+            "hello"
+        };
+        let server = Server::start(Limits::default(), Router::new().route("/", get(slow))).await;
+        // Not read with a time limit, which would be over at once.
+        let mut bytes = [0; 12];
+        server.client(ASK).await.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"HTTP/1.1 200");
     }
 }
