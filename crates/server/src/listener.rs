@@ -33,9 +33,12 @@ pub async fn accept(
     let graceful = GracefulShutdown::new();
     let wait = Duration::from_secs(limits.header_timeout_s);
     loop {
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let next = async {
+            let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            next = next => next,
             () = stop.notified() => break,
         };
         match accepted {
@@ -112,21 +115,26 @@ impl Connection {
 mod tests {
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::JoinHandle;
 
     use super::*;
 
     const ASK: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
+    /// A server that can be told to stop.
     struct Server {
         address: std::net::SocketAddr,
+        stop: Arc<Notify>,
+        task: JoinHandle<Instant>,
     }
 
     impl Server {
         async fn start(limits: Limits, router: Router) -> Server {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let address = listener.local_addr().unwrap();
-            tokio::spawn(async move { accept(listener, router, None, &limits, Arc::default()).await });
-            Server { address }
+            let (address, stop) = (listener.local_addr().unwrap(), Arc::new(Notify::new()));
+            let until = stop.clone();
+            let task = tokio::spawn(async move { accept(listener, router, None, &limits, until).await });
+            Server { address, stop, task }
         }
 
         /// A client that has sent this.
@@ -181,5 +189,15 @@ mod tests {
         let mut bytes = [0; 12];
         server.client(ASK).await.read_exact(&mut bytes).await.unwrap();
         assert_eq!(&bytes, b"HTTP/1.1 200");
+    }
+
+    #[tokio::test]
+    async fn it_stops_although_all_places_are_taken() {
+        let server = Server::start(Limits { connections: 1, ..Limits::default() }, hello()).await;
+        let mut client = server.client(ASK).await;
+        assert_eq!(reply(&mut client).await, b"HTTP/1.1 200");
+        let _waits = server.client(ASK).await;
+        server.stop.notify_one();
+        in_time(server.task).await.unwrap();
     }
 }
