@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import tempfile
 import unittest
 import urllib.request
 from urllib.parse import urlsplit
@@ -208,12 +209,14 @@ class Robustness(unittest.IsolatedAsyncioTestCase):
 class Doors(unittest.TestCase):
     """Servers of their own, since their options are unlike those of the one for all tests."""
 
-    def raw(self, server, head):
-        """A connection that has sent this head."""
+    def raw(self, server, head, room=None):
+        """A connection that has sent this head; with `room`, it takes few bytes at a time."""
         url = urlsplit(server.url)
         connection = socket.socket()
         self.addCleanup(connection.close)
         connection.settimeout(120)
+        if room:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
         connection.connect((url.hostname, url.port))
         connection.sendall("\r\n".join([head, f"Host: {url.netloc}", "", ""]).encode())
         return connection
@@ -239,3 +242,17 @@ class Doors(unittest.TestCase):
             status, headers = ask("OPTIONS" if question in given else "GET", *given)
             self.assertEqual((status, "access-control-allow-origin" in headers), (expected, False))
         self.assertEqual(server.end(signal.SIGTERM), 0)
+
+    def test_the_only_place_is_given_up_by_a_reader_that_takes_nothing_and_at_the_end(self):
+        with tempfile.TemporaryDirectory() as folder:
+            server = Server(self, "--data", folder, "--max-connections", "1", "--slow-reader", "1")
+            os.makedirs(f"{folder}/conversations/local")
+            with open(f"{folder}/conversations/local/long.json", "w") as file:
+                json.dump({"title": "x" * (48 << 20)}, file)
+            self.raw(server, "GET /octet/conversations/long HTTP/1.1", room=4096)
+            # It comes in once the other has lost its place, and keeps it.
+            last = self.raw(server, "GET /health HTTP/1.1")
+            self.assertIn(b"200 OK", last.recv(200))
+            self.assertEqual(server.end(signal.SIGTERM), 0)
+            with open(server.log.name) as log:
+                self.assertIn("a reader took nothing for 1 s; its connection ends", log.read())

@@ -21,6 +21,7 @@ mod metrics;
 mod models;
 mod noise;
 mod origin;
+mod patience;
 mod piece;
 mod prompt;
 mod refusal;

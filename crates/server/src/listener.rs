@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use crate::app::Limits;
+use crate::patience::Patient;
 
 /// Accepts connections until `stop`, then lets those that are open end, for at most the time that the limits say. Gives the
 /// end of that time.
@@ -32,6 +33,7 @@ pub async fn accept(
     let places = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     let wait = Duration::from_secs(limits.header_timeout_s);
+    let patience = Duration::from_secs(limits.slow_reader_s);
     loop {
         let next = async {
             let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -44,7 +46,7 @@ pub async fn accept(
         match accepted {
             Ok((stream, _)) => {
                 let connection =
-                    Connection { router: router.clone(), wait, watcher: graceful.watcher(), _place: place };
+                    Connection { router: router.clone(), wait, patience, watcher: graceful.watcher(), _place: place };
                 tokio::spawn(connection.run(stream, tls.clone()));
             }
             // No file descriptors left, most likely: some will be free again soon.
@@ -67,6 +69,8 @@ struct Connection {
     router: Router,
     /// For the handshake, for the first request, for the headers of each, and between two.
     wait: Duration,
+    /// For a client that takes nothing.
+    patience: Duration,
     watcher: Watcher,
     _place: OwnedSemaphorePermit,
 }
@@ -75,6 +79,7 @@ impl Connection {
     async fn run(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
         // Tokens are small: without this, the system would hold each back until the one before is acknowledged.
         let _ = stream.set_nodelay(true);
+        let stream = Patient::new(stream, self.patience);
         match tls {
             None => self.serve(stream).await,
             Some(acceptor) => match tokio::time::timeout(self.wait, acceptor.accept(stream)).await {
@@ -199,5 +204,14 @@ mod tests {
         let _waits = server.client(ASK).await;
         server.stop.notify_one();
         in_time(server.task).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_takes_nothing_loses_its_place() {
+        let long = Router::new().route("/", get(async || vec![0u8; 64 << 20]));
+        let limits = Limits { connections: 1, slow_reader_s: 1, ..Limits::default() };
+        let server = Server::start(limits, long).await;
+        let _takes_nothing = server.client(ASK).await;
+        assert_eq!(reply(&mut server.client(ASK).await).await, b"HTTP/1.1 200");
     }
 }
