@@ -18,10 +18,10 @@ PROMPT = "The sun was low and the old man sat by the door. " * 12
 class Server:
     """One that is gone after its test, however that ends."""
 
-    def __init__(self, test, *options, **environment):
+    def __init__(self, test, *options, model=MODEL, **environment):
         self.log = tempfile.NamedTemporaryFile("a")
         test.addCleanup(self.log.close)
-        command = [OCTET, "serve", f"small={MODEL}", "--port", "0", "--context", "2048", *options]
+        command = [OCTET, "serve", f"small={model}", "--port", "0", "--context", "2048", *options]
         self.process = subprocess.Popen(command, stderr=self.log, env={**os.environ, **environment})
         test.addCleanup(self.end, signal.SIGKILL)
         self.url = None
@@ -48,6 +48,14 @@ class Server:
         status, body = self.send("/v1/completions", {"model": "small", "prompt": prompt, "temperature": 0, "max_tokens": 8, **more})
         assert status == 200, body
         return json.loads(body)
+
+    def running(self):
+        """Names of the models in memory."""
+        return [model["name"] for model in json.loads(self.send("/api/ps")[1])["models"]]
+
+    def wait_for_unloading(self):
+        while self.running():
+            time.sleep(0.01)
 
     def end(self, sign):
         self.process.send_signal(sign)
@@ -135,6 +143,72 @@ class Lifecycle(unittest.TestCase):
                 thread.join()
             self.assertEqual([together[i] for i in range(6)], alone)
         server.end(signal.SIGTERM)
+
+    def test_a_model_that_ollama_let_go_of_is_listed_and_found_again(self):
+        server = Server(self)
+        options = {"options": {"temperature": 0, "num_predict": 4}}
+        hello = {"messages": [{"role": "user", "content": "Say hello."}], **options}
+        requests = [("/api/chat", {**hello, "stream": False}), ("/api/chat", hello), ("/api/generate", {"prompt": "One two", **options}), ("/api/embed", {"input": "one"})]
+
+        def ask(path, body):
+            status, text = server.send(path, {"model": "small", **body})
+            self.assertEqual(status, 200, text)
+            return json.loads(text.splitlines()[-1])
+        for path, body in requests:
+            self.assertEqual(ask(path, {**body, "keep_alive": "5m"})["load_duration"], 0)
+            self.assertTrue(server.running())
+            shown = [ask("/api/show", {}), json.loads(server.send("/api/tags")[1])]
+            self.assertGreater(shown[1]["models"][0]["size"], 1 << 20)
+            ask(path, {**body, "keep_alive": 0})
+            server.wait_for_unloading()
+            self.assertEqual([ask("/api/show", {}), json.loads(server.send("/api/tags")[1])], shown)
+            self.assertEqual(server.send("/v1/completions", {"prompt": "One"})[0], 503)
+            self.assertGreater(ask(path, body)["load_duration"], 0)
+        # Together, while it is not there: one loads it, the others wait.
+        ask("/api/generate", {"keep_alive": 0})
+        server.wait_for_unloading()
+        threads = [threading.Thread(target=lambda: answers.append(ask("/api/chat", {**hello, "keep_alive": 0}))) for _ in range(6)]
+        answers = []
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(len({answer["eval_count"] for answer in answers}), 1)
+        self.assertEqual(len(answers), 6)
+        self.assertEqual(server.end(signal.SIGTERM), 0)
+
+    def test_a_model_stays_while_others_use_it(self):
+        server = Server(self)
+        reader = Reader(server, max_tokens=200)
+        body = {"model": "small", "messages": [{"role": "user", "content": "Hi"}], "options": {"num_predict": 1}, "keep_alive": 0}
+        self.assertEqual(server.send("/api/chat", body)[0], 200)
+        self.assertTrue(reader.is_alive() and server.running())
+        reader.join()
+        self.assertIn("[DONE]", reader.text)
+        self.assertTrue(server.running())
+        server.end(signal.SIGTERM)
+
+    def test_a_model_that_cannot_be_opened_any_more_is_refused_until_it_is_loaded(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path, broken = f"{folder}/model.gguf", f"{folder}/broken"
+            os.symlink(MODEL, path)
+            server = Server(self, model=path)
+            body = {"model": "small", "messages": [{"role": "user", "content": "Hi"}], "options": {"num_predict": 1}, "stream": False}
+            self.assertEqual(server.send("/api/chat", {**body, "keep_alive": 0})[0], 200)
+            server.wait_for_unloading()
+            with open(broken, "w") as file:
+                file.write("nothing")
+            os.replace(path, path + ".good")
+            os.rename(broken, path)
+            self.assertEqual([server.send("/api/chat", body)[0] for _ in range(2)], [503, 503])
+            os.replace(path + ".good", path)
+            status, text = server.send("/api/chat", body)
+            self.assertEqual(status, 503)
+            self.assertIn("could not be loaded", text)
+            self.assertEqual(len(json.loads(server.send("/api/tags")[1])["models"]), 1)
+            self.assertEqual(server.send("/octet/models/small/load", {"load_anyway": False})[0], 200)
+            self.assertEqual(server.send("/api/chat", body)[0], 200)
+            server.end(signal.SIGTERM)
 
     def test_told_to_stop_it_lets_answers_end(self):
         server = Server(self)

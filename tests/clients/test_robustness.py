@@ -97,6 +97,10 @@ class Replies(unittest.IsolatedAsyncioTestCase):
         body = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "stream": False, "options": {"num_ctx": 99, "num_predict": 2}}
         status, answer = await send("POST", "/api/chat", json.dumps(body).encode())
         self.assertEqual((status, json.loads(answer)["octet"]), (200, {"warnings": ["without effect here: num_ctx"]}))
+        for path, prompt in [("/api/chat", {"messages": body["messages"]}), ("/api/chat", {}), ("/api/generate", {"prompt": "hi"})]:
+            asked = {"model": "small", "stream": False, "keep_alive": "5m", "options": {"num_predict": 1}, **prompt}
+            status, answer = await send("POST", path, json.dumps(asked).encode())
+            self.assertEqual((status, json.loads(answer)["octet"]), (200, {"warnings": ["without effect here: keep_alive"]}))
 
     async def test_noise_in_a_system_text_does_not_void_the_cache(self):
         async def ask(n):

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::ask::{Ask, Calls};
 use crate::bridge::{Event, Events, Running};
 use crate::messages::ToolChoice;
+use crate::on_demand::Use;
 use crate::piece::{End, Piece, Usage};
 use crate::refusal::Refusal;
 use crate::tool_calls::{CallParser, Found};
@@ -22,6 +23,8 @@ pub struct Answer {
     /// Ends the engine's part when dropped.
     _running: Running,
     track: Track,
+    /// Keeps the model while the answer is written.
+    using: Option<Use>,
     choices: Vec<State>,
     calls: Option<Calls>,
     /// Tokens read of each prompt, and those of them that the prefix cache had.
@@ -52,6 +55,7 @@ impl Answer {
             events,
             _running: running,
             track,
+            using: None,
             choices: (0..ask.choices()).map(state).collect(),
             calls: ask.calls.clone(),
             read: vec![(0, 0); ask.prompts.len()],
@@ -60,6 +64,11 @@ impl Answer {
             ready: VecDeque::new(),
             is_over: false,
         }
+    }
+
+    /// The same with this use of the model, which is over with the answer.
+    pub fn using(self, using: Use) -> Answer {
+        Answer { using: Some(using), ..self }
     }
 
     /// How many choices it has.
@@ -191,6 +200,7 @@ impl Answer {
             self.track.done(&self.usage);
             self.ready.push_back(Piece::Done(self.usage));
             self.is_over = true;
+            self.using = None;
         }
     }
 
@@ -198,6 +208,7 @@ impl Answer {
         self.track.failed(&refusal);
         self.ready.push_back(Piece::Failed(refusal));
         self.is_over = true;
+        self.using = None;
     }
 }
 

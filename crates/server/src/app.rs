@@ -17,6 +17,7 @@ use crate::octet::conversations::History;
 use crate::octet::history::Samples;
 use crate::octet::journal::Journal;
 use crate::octet::peers::Peers;
+use crate::on_demand::Use;
 use crate::refusal::Refusal;
 use crate::track::Track;
 
@@ -118,7 +119,7 @@ impl App {
                 tracing::info!(request_id = &*caller.request_id, prompt = model.tokenizer.decode(ids), "prompt");
             }
         }
-        Ok(Answer::new(ask, events, running, track))
+        Ok(Answer::new(ask, events, running, track).using(Use::of(&self.models, model)))
     }
 }
 

@@ -20,6 +20,7 @@ mod messages;
 mod metrics;
 mod models;
 mod noise;
+mod on_demand;
 mod origin;
 mod patience;
 mod piece;

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use octet_tokenizer::{ChatFormat, Tokenizer};
 use serde::Serialize;
+use tokio::sync::watch;
 
 use crate::bridge::EngineHandle;
-use crate::ids;
 use crate::refusal::{Fault, Refusal};
+
+mod loading;
 
 /// A loaded model.
 pub struct Model {
@@ -44,6 +46,38 @@ impl Model {
             engine: self.engine.adapted(adapter),
             system_noise: self.system_noise.clone(),
             parent: Some(self.name.clone()),
+        }
+    }
+
+    /// The name of the entry that it is in: its own, or that of the model which it is an adapter of.
+    pub fn entry_name(&self) -> &str {
+        self.parent.as_deref().unwrap_or(&self.name)
+    }
+}
+
+/// What lists tell of a model, in memory or not: as it was when it was opened last.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// When that was, seconds since 1970.
+    pub created: u64,
+    /// What it is.
+    pub facts: Facts,
+    /// Its chat template.
+    pub template: Option<String>,
+    /// Whether conversations can be written for it.
+    pub can_chat: bool,
+    /// Whether it was trained to fill a middle.
+    pub can_fill: bool,
+}
+
+impl Known {
+    fn of(model: &Model) -> Known {
+        Known {
+            created: model.created,
+            facts: model.facts.clone(),
+            template: model.tokenizer.chat_template().map(str::to_owned),
+            can_chat: model.format.is_ok(),
+            can_fill: model.tokenizer.control_id("[SUFFIX]").is_some(),
         }
     }
 }
@@ -111,9 +145,6 @@ pub struct LoadFailure {
     pub does_not_fit: bool,
 }
 
-/// How long answers may go on when their model is unloaded.
-const UNLOAD_PATIENCE: Duration = Duration::from_secs(30);
-
 /// What a slot holds.
 #[derive(Clone)]
 pub enum Slot {
@@ -123,6 +154,8 @@ pub enum Slot {
     Loading,
     /// Answers.
     Ready(Arc<Model>),
+    /// Being let go of: what it answered ends, and then its memory is free.
+    Unloading,
     /// Could not be opened; the reason.
     Failed(LoadFailure),
 }
@@ -131,7 +164,7 @@ impl Slot {
     /// `unloaded`, `loading`, `ready` or `failed`.
     pub fn name(&self) -> &'static str {
         match self {
-            Slot::Unloaded => "unloaded",
+            Slot::Unloaded | Slot::Unloading => "unloaded",
             Slot::Loading => "loading",
             Slot::Ready(_) => "ready",
             Slot::Failed(_) => "failed",
@@ -150,6 +183,10 @@ pub struct Entry {
     pub slot: Slot,
     /// Its adapters.
     pub adapters: Vec<AdapterOption>,
+    /// What is known of it, once it has been opened.
+    known: Option<Arc<Known>>,
+    /// Requests that use it now.
+    users: usize,
 }
 
 impl Entry {
@@ -173,6 +210,8 @@ pub struct Models {
     aliases: BTreeMap<String, String>,
     loader: Loader,
     system_noise: Arc<[String]>,
+    /// Told whenever a slot holds something else.
+    changes: watch::Sender<()>,
 }
 
 impl Models {
@@ -191,7 +230,8 @@ impl Models {
             if entries.iter().any(|entry| entry.name == name) {
                 return Err(format!("two models are called {name}; name one with OTHER={}", path.display()));
             }
-            entries.push(Entry { name, path, slot: Slot::Unloaded, adapters: Vec::new() });
+            let (slot, adapters) = (Slot::Unloaded, Vec::new());
+            entries.push(Entry { name, path, slot, adapters, known: None, users: 0 });
         }
         adapters.into_iter().try_for_each(|adapter| add_adapter(&mut entries, adapter))?;
         let mut map = BTreeMap::new();
@@ -202,7 +242,8 @@ impl Models {
             }
             map.insert(alias, name);
         }
-        Ok(Models { entries: RwLock::new(entries), aliases: map, loader, system_noise: Arc::default() })
+        let (entries, changes) = (RwLock::new(entries), watch::Sender::new(()));
+        Ok(Models { entries, aliases: map, loader, system_noise: Arc::default(), changes })
     }
 
     /// The same, whose models are not shown lines of system texts that begin so.
@@ -232,11 +273,23 @@ impl Models {
             let adapted = |adapter: &AdapterOption| (adapter.name.clone(), Arc::new(model.adapted(&adapter.name)));
             std::iter::once((entry.name.clone(), model.clone())).chain(entry.adapters.iter().map(adapted))
         });
-        let own: Vec<_> = with_adapters.collect();
-        let of = |name: &String| own.iter().find(|(own, _)| own == name).map(|(_, model)| model.clone());
+        self.with_aliases(with_adapters.collect())
+    }
+
+    /// The same of all that have ever been opened, in memory or not.
+    pub fn known(&self) -> Vec<(String, Arc<Known>)> {
+        let entries = self.read();
+        let known = entries.iter().filter_map(|entry| Some((entry, entry.known.as_ref()?)));
+        let named = known.flat_map(|(entry, known)| entry.names().map(move |name| (name.to_owned(), known.clone())));
+        self.with_aliases(named.collect())
+    }
+
+    fn with_aliases<T: Clone>(&self, mut list: Vec<(String, T)>) -> Vec<(String, T)> {
+        let of = |name: &String| list.iter().find(|(own, _)| own == name).map(|(_, one)| one.clone());
         let aliased = self.aliases.iter().filter_map(|(alias, name)| Some((alias.clone(), of(name)?)));
         let aliased: Vec<_> = aliased.collect();
-        own.into_iter().chain(aliased).collect()
+        list.extend(aliased);
+        list
     }
 
     /// The model that is meant: by name, alias, or name with Ollama's `:latest`; without a name the only one.
@@ -244,25 +297,34 @@ impl Models {
     /// # Errors
     /// 404 if there is none of that name, 503 while it is not loaded.
     pub fn get(&self, name: Option<&str>) -> Result<Arc<Model>, Refusal> {
-        let entries = self.read();
+        self.find(name, &self.read())
+    }
+
+    fn find(&self, name: Option<&str>, entries: &[Entry]) -> Result<Arc<Model>, Refusal> {
         let (entry, name) = match name {
             None if entries.len() == 1 => (&entries[0], entries[0].name.as_str()),
             None => return Err(Refusal::field("model", "model is missing; this server has several")),
-            Some(name) => self.entry(name, &entries)?,
+            Some(name) => self.entry(name, entries)?,
         };
+        let unavailable = |what: &str| Refusal::new(Fault::Unavailable, format!("the model {} {what}", entry.name));
+        let soon = |what| Refusal { retry_after_s: Some(5), ..unavailable(what) };
         match entry.named(name) {
             Slot::Ready(model) => Ok(model),
-            Slot::Loading => Err(Refusal {
-                retry_after_s: Some(5),
-                ..Refusal::new(Fault::Unavailable, format!("the model {} is being loaded", entry.name))
-            }),
-            Slot::Unloaded => {
-                Err(Refusal::new(Fault::Unavailable, format!("the model {} is not loaded; load it first", entry.name)))
-            }
-            Slot::Failed(LoadFailure { why, .. }) => {
-                Err(Refusal::new(Fault::Unavailable, format!("the model {} could not be loaded: {why}", entry.name)))
-            }
+            Slot::Loading => Err(soon("is being loaded")),
+            Slot::Unloading => Err(soon("is being let go of")),
+            Slot::Unloaded => Err(unavailable("is not loaded; load it first")),
+            Slot::Failed(LoadFailure { why, .. }) => Err(unavailable(&format!("could not be loaded: {why}"))),
         }
+    }
+
+    /// What is known of the model that `name` means, in memory or not.
+    ///
+    /// # Errors
+    /// 404 if there is none of that name, 503 where it has never been opened.
+    pub fn known_as(&self, name: &str) -> Result<Arc<Known>, Refusal> {
+        let entries = self.read();
+        let known = self.entry(name, &entries)?.0.known.clone();
+        known.ok_or_else(|| Refusal::new(Fault::Unavailable, format!("the model {name} is not loaded")))
     }
 
     /// The name of the model that `name` means, loaded or not.
@@ -290,53 +352,6 @@ impl Models {
         Refusal { param: Some("model".into()), ..Refusal::not_found(message) }
     }
 
-    /// Opens the model of this name, which takes a while; call it where one may wait. With `anyway` even where it is predicted
-    /// not to fit in memory.
-    ///
-    /// # Errors
-    /// There is none, or it cannot be opened.
-    pub fn load(&self, name: &str, anyway: bool) -> Result<(), Refusal> {
-        let (path, adapters) = {
-            let mut entries = self.write();
-            let index = entries.iter().position(|entry| entry.name == name);
-            let Some(index) = index else { return Err(self.no_such(name, &entries)) };
-            match entries[index].slot {
-                Slot::Ready(_) => return Ok(()),
-                Slot::Loading => {
-                    return Err(Refusal::new(Fault::Unavailable, format!("{name} is being loaded already")));
-                }
-                Slot::Unloaded | Slot::Failed(_) => entries[index].slot = Slot::Loading,
-            }
-            (entries[index].path.clone(), entries[index].adapters.clone())
-        };
-        let (slot, outcome) = match (self.loader)(&path, &adapters, anyway) {
-            Ok(Loaded { facts, tokenizer, engine }) => {
-                let format = ChatFormat::for_tokenizer(&tokenizer).map_err(|error| error.to_string());
-                let (name, created, system_noise) = (name.into(), ids::unix_s(), self.system_noise.clone());
-                let parent = None;
-                let model = Model { name, created, facts, tokenizer, format, engine, system_noise, parent };
-                (Slot::Ready(Arc::new(model)), Ok(()))
-            }
-            Err(failure) => {
-                let refusal = Refusal::new(Fault::Unavailable, failure.why.clone());
-                (Slot::Failed(failure), Err(refusal))
-            }
-        };
-        self.set(name, slot)?;
-        outcome
-    }
-
-    /// Lets go of the model of this name; answers that are being written end well.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn unload(&self, name: &str) -> Result<(), Refusal> {
-        if let Some(Slot::Ready(model)) = self.set(name, Slot::Unloaded)? {
-            model.engine.drain(UNLOAD_PATIENCE);
-        }
-        Ok(())
-    }
-
     /// Ends all engines, once what they answer is done, or at `until`.
     pub fn drain(&self, until: Instant) {
         for entry in self.list() {
@@ -344,15 +359,6 @@ impl Models {
                 model.engine.drain(until.saturating_duration_since(Instant::now()));
             }
         }
-    }
-
-    /// Puts something else into a slot; gives what was there, if it may be taken out.
-    fn set(&self, name: &str, slot: Slot) -> Result<Option<Slot>, Refusal> {
-        let mut entries = self.write();
-        let Some(at) = entries.iter().position(|entry| entry.name == name) else {
-            return Err(self.no_such(name, &entries));
-        };
-        Ok(Some(std::mem::replace(&mut entries[at].slot, slot)))
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<Entry>> {

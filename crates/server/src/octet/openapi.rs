@@ -49,7 +49,7 @@ const POSTS: [(&str, &str, &[&str]); 18] = [
 const GETS: [(&str, &str); 19] = [
     ("/v1/models", "Models that answer"),
     ("/v1/models/{name}", "One model"),
-    ("/api/tags", "Models that answer (Ollama)"),
+    ("/api/tags", "Models, loaded or not (Ollama)"),
     ("/api/ps", "Models that are loaded (Ollama)"),
     ("/api/version", "Our version (Ollama)"),
     ("/health", "Whether every engine goes on with its work"),

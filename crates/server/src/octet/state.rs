@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::app::{Shared, model_work};
 use crate::fields::{Body, fields};
 use crate::models::{Entry, Slot};
+use crate::on_demand;
 use crate::refusal::{Fault, Refusal};
 
 /// Models, keys and versions.
@@ -65,7 +66,7 @@ fn model(entry: &Entry) -> Value {
                 "step_s": stats.step_time.as_secs_f64(),
             });
         }
-        Slot::Unloaded | Slot::Loading => {}
+        Slot::Unloaded | Slot::Loading | Slot::Unloading => {}
     }
     shown
 }
@@ -119,8 +120,7 @@ pub async fn load(
     let mut body = if bytes.is_empty() { Body::default() } else { Body::parse(&bytes)? };
     let LoadFields { load_anyway } = body.read()?;
     body.finish()?;
-    let of = app.clone();
-    model_work(move || of.models.load(&name, load_anyway.unwrap_or(false))).await?;
+    on_demand::load(&app.models, &name, load_anyway.unwrap_or(false)).await?;
     Ok(state(State(app)).await)
 }
 

@@ -11,6 +11,7 @@ use crate::app::{Shared, text_work};
 use crate::caller::Caller;
 use crate::fields::{Body, Unsupported, fields};
 use crate::messages;
+use crate::on_demand::{self, Held};
 use crate::prompt::Chat;
 use crate::refusal::Refusal;
 use crate::stream;
@@ -30,7 +31,7 @@ fields! {
         options: Value,
         /// False for one object; lines if absent.
         stream: bool,
-        /// 0 to let go of the model; other times are read and change nothing, since models stay.
+        /// 0 to let go of the model after the answer, unless others use it; other times change nothing, since models stay.
         keep_alive: Value,
     }
 }
@@ -53,10 +54,12 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
     body.finish()?;
     let name = fields.model.ok_or_else(|| Refusal::field("model", "model is required"))?;
     let given = fields.messages.unwrap_or_default();
+    let afterwards = options::keep_alive(fields.keep_alive.as_ref(), &caller.ignored)?;
     if given.is_empty() {
-        return super::models::touch(&app, Kind::Chat, &name, fields.keep_alive.as_ref()).await;
+        return super::models::touch(&app, Lines::new(Kind::Chat, &name).without_effect(&caller.ignored), afterwards)
+            .await;
     }
-    let model = app.models.get(Some(&name))?;
+    let Held { model, using, load_time } = on_demand::held(&app.models, &name).await?;
     let messages = messages::read(given.into_iter().map(plain).collect::<Result<_, _>>()?)?;
     let tools = messages::tools(fields.tools.unwrap_or_default())?;
     let chat = Chat { messages, tools, ignored: caller.ignored.clone(), ..Chat::default() };
@@ -64,8 +67,8 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
     let (mut ask, _) = text_work(move || writer.chat(chat)).await?;
     options::apply(fields.options, &mut ask, &caller.ignored)?;
     ask.constraint = options::format(fields.format)?;
-    let answer = app.answer(&caller, &model, &ask)?;
-    let lines = Lines::new(Kind::Chat, &name).without_effect(&caller.ignored);
+    let answer = app.answer(&caller, &model, &ask)?.using(using.then(afterwards));
+    let lines = Lines::new(Kind::Chat, &name).after_load(load_time).without_effect(&caller.ignored);
     match fields.stream {
         Some(false) => Ok(Json(lines.whole(answer).await?).into_response()),
         _ => Ok(stream::respond(answer, lines, app.patience())),

@@ -13,6 +13,7 @@ use crate::app::{Shared, text_work};
 use crate::ask::Ask;
 use crate::caller::Caller;
 use crate::fields::{Body, Unsupported, fields};
+use crate::on_demand::{self, Held};
 use crate::prompt::Chat;
 use crate::refusal::Refusal;
 use crate::stream;
@@ -36,7 +37,7 @@ fields! {
         options: Value,
         /// False for one object; lines if absent.
         stream: bool,
-        /// 0 to let go of the model; other times are read and change nothing, since models stay.
+        /// 0 to let go of the model after the answer, unless others use it; other times change nothing, since models stay.
         keep_alive: Value,
     }
 }
@@ -58,10 +59,16 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
     body.finish()?;
     let name = fields.model.take().ok_or_else(|| Refusal::field("model", "model is required"))?;
     let prompt = fields.prompt.take().unwrap_or_default();
+    let afterwards = options::keep_alive(fields.keep_alive.as_ref(), &caller.ignored)?;
     if prompt.is_empty() && fields.suffix.is_none() {
-        return super::models::touch(&app, Kind::Generate, &name, fields.keep_alive.as_ref()).await;
+        return super::models::touch(
+            &app,
+            Lines::new(Kind::Generate, &name).without_effect(&caller.ignored),
+            afterwards,
+        )
+        .await;
     }
-    let model = app.models.get(Some(&name))?;
+    let Held { model, using, load_time } = on_demand::held(&app.models, &name).await?;
     let (writer, system, suffix) = (model.clone(), fields.system.take(), fields.suffix.take());
     let ignored = caller.ignored.clone();
     let is_raw = fields.raw == Some(true) || writer.format.is_err();
@@ -76,8 +83,8 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
     .await?;
     options::apply(fields.options, &mut ask, &caller.ignored)?;
     ask.constraint = options::format(fields.format)?;
-    let answer = app.answer(&caller, &model, &ask)?;
-    let lines = Lines::new(Kind::Generate, &name).without_effect(&caller.ignored);
+    let answer = app.answer(&caller, &model, &ask)?.using(using.then(afterwards));
+    let lines = Lines::new(Kind::Generate, &name).after_load(load_time).without_effect(&caller.ignored);
     match fields.stream {
         Some(false) => Ok(Json(lines.whole(answer).await?).into_response()),
         _ => Ok(stream::respond(answer, lines, app.patience())),

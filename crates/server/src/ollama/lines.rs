@@ -1,6 +1,6 @@
 //! Ollama's stream: a JSON object a line.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -26,6 +26,8 @@ pub struct Lines {
     kind: Kind,
     model: String,
     started: Instant,
+    /// Until the model was there.
+    load_time: Duration,
     end: End,
     /// What the reader should know; told in the last line.
     warnings: Vec<String>,
@@ -34,7 +36,19 @@ pub struct Lines {
 impl Lines {
     /// Of an answer that begins now.
     pub fn new(kind: Kind, model: &str) -> Lines {
-        Lines { kind, model: model.into(), started: Instant::now(), end: End::Eos, warnings: Vec::new() }
+        let (started, load_time) = (Instant::now(), Duration::ZERO);
+        Lines { kind, model: model.into(), started, load_time, end: End::Eos, warnings: Vec::new() }
+    }
+
+    /// The same, whose model had to be waited for.
+    pub fn after_load(mut self, load_time: Duration) -> Lines {
+        self.load_time = load_time;
+        self
+    }
+
+    /// The name of the model, as the client wrote it.
+    pub fn model(&self) -> &str {
+        &self.model
     }
 
     /// The same, whose last line names the options that were read and change nothing.
@@ -62,19 +76,22 @@ impl Lines {
     }
 
     fn last(&self, mut line: Value, usage: &Usage) -> Value {
-        let ns = |time: std::time::Duration| time.as_nanos() as u64;
         line["done"] = json!(true);
         line["done_reason"] = json!(if self.end.is_cut() { "length" } else { "stop" });
-        line["total_duration"] = json!(ns(self.started.elapsed()));
-        line["load_duration"] = json!(0);
+        line["total_duration"] = json!(ns(self.load_time + self.started.elapsed()));
+        line["load_duration"] = json!(ns(self.load_time));
         line["prompt_eval_count"] = json!(usage.prompt_tokens);
         line["prompt_eval_duration"] = json!(ns(usage.prompt_time));
         line["eval_count"] = json!(usage.completion_tokens);
         line["eval_duration"] = json!(ns(usage.generation_time));
+        self.warn(&mut line);
+        line
+    }
+
+    fn warn(&self, line: &mut Value) {
         if !self.warnings.is_empty() {
             line["octet"] = json!({"warnings": self.warnings});
         }
-        line
     }
 
     /// The line that says that the model is there, or is let go of.
@@ -82,6 +99,7 @@ impl Lines {
         let mut line = self.line("", &[]);
         line["done"] = json!(true);
         line["done_reason"] = json!(reason);
+        self.warn(&mut line);
         line
     }
 
@@ -96,6 +114,11 @@ impl Lines {
         self.end = choice.end.unwrap_or(End::Eos);
         Ok(self.last(self.line(&choice.text, &choice.calls), &usage))
     }
+}
+
+/// Nanoseconds.
+pub fn ns(time: Duration) -> u64 {
+    time.as_nanos() as u64
 }
 
 fn call(call: &Call) -> Value {

@@ -5,12 +5,12 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::lines::{Kind, Lines};
-use super::options::wants_unload;
+use super::lines::Lines;
 use crate::app::{Shared, text_work};
 use crate::fields::{Body, Unsupported, fields};
 use crate::ids;
-use crate::models::{Facts, Model};
+use crate::models::Facts;
+use crate::on_demand::{self, Afterwards};
 use crate::refusal::Refusal;
 
 /// Our own version, since ours are the answers.
@@ -18,16 +18,17 @@ pub async fn version() -> Json<Value> {
     Json(json!({"version": env!("CARGO_PKG_VERSION")}))
 }
 
-/// All models that answer.
+/// All models, in memory or not: those that are not are opened when they are asked for.
 pub async fn tags(State(app): State<Shared>) -> Json<Value> {
-    let models: Vec<Value> = app.models.ready().iter().map(|(name, model)| tag(name, model)).collect();
+    let known = app.models.known();
+    let models: Vec<Value> = known.iter().map(|(name, known)| tag(name, known.created, &known.facts)).collect();
     Json(json!({"models": models}))
 }
 
-/// The same, as running ones: they stay until they are unloaded.
+/// Those in memory: they stay until they are unloaded.
 pub async fn running(State(app): State<Shared>) -> Json<Value> {
     let running = app.models.ready().into_iter().map(|(name, model)| {
-        let mut tag = tag(&name, &model);
+        let mut tag = tag(&name, model.created, &model.facts);
         tag["size"] = json!(model.facts.weights_bytes);
         tag["size_vram"] = json!(0);
         tag["context_length"] = json!(model.facts.context);
@@ -37,14 +38,14 @@ pub async fn running(State(app): State<Shared>) -> Json<Value> {
     Json(json!({"models": running.collect::<Vec<_>>()}))
 }
 
-fn tag(name: &str, model: &Model) -> Value {
+fn tag(name: &str, created: u64, facts: &Facts) -> Value {
     json!({
         "name": name,
         "model": name,
-        "modified_at": ids::rfc3339(model.created),
-        "size": model.facts.file_bytes,
-        "digest": format!("{:064x}", digest(&model.facts)),
-        "details": details(&model.facts),
+        "modified_at": ids::rfc3339(created),
+        "size": facts.file_bytes,
+        "digest": format!("{:064x}", digest(facts)),
+        "details": details(facts),
     })
 }
 
@@ -92,7 +93,7 @@ const UNSUPPORTED: &[Unsupported] = &[
     ("options", &[], ""),
 ];
 
-/// What a model is.
+/// What a model is; one that is not in memory is not opened for that.
 ///
 /// # Errors
 /// There is none of that name.
@@ -101,16 +102,16 @@ pub async fn show(State(app): State<Shared>, mut body: Body) -> Result<Json<Valu
     body.unsupported(UNSUPPORTED)?;
     body.finish()?;
     let name = fields.model.or(fields.name).ok_or_else(|| Refusal::field("model", "model is required"))?;
-    let model = app.models.get(Some(&name))?;
-    let facts = &model.facts;
+    let known = app.models.known_as(&name)?;
+    let facts = &known.facts;
     let mut can = vec!["completion"];
-    can.extend(model.format.is_ok().then_some("tools"));
-    can.extend(model.tokenizer.control_id("[SUFFIX]").is_some().then_some("insert"));
+    can.extend(known.can_chat.then_some("tools"));
+    can.extend(known.can_fill.then_some("insert"));
     can.push("embedding");
     Ok(Json(json!({
         "modelfile": "",
         "parameters": "",
-        "template": model.tokenizer.chat_template().unwrap_or_default(),
+        "template": known.template.as_deref().unwrap_or_default(),
         "details": details(facts),
         "model_info": {
             "general.architecture": "llama",
@@ -123,19 +124,26 @@ pub async fn show(State(app): State<Shared>, mut body: Body) -> Result<Json<Valu
             "llama.vocab_size": facts.vocab_size,
         },
         "capabilities": can,
-        "modified_at": ids::rfc3339(model.created),
+        "modified_at": ids::rfc3339(known.created),
     })))
 }
 
-/// A request without a prompt: makes sure that the model is there, or lets go of it.
+/// A request without a prompt: makes sure that the model is there, or lets go of it at once. `lines` are those of an answer.
 ///
 /// # Errors
 /// There is none of that name, or it cannot be opened.
-pub async fn touch(app: &Shared, kind: Kind, name: &str, keep_alive: Option<&Value>) -> Result<Response, Refusal> {
-    let own = app.models.own_name(name)?;
-    let unload = wants_unload(keep_alive);
-    let (of, target) = (app.clone(), own.clone());
-    text_work(move || if unload { of.models.unload(&target) } else { of.models.load(&target, false) }).await?;
-    let line = Lines::new(kind, name).only(if unload { "unload" } else { "load" });
-    Ok(Json(line).into_response())
+pub async fn touch(app: &Shared, lines: Lines, afterwards: Afterwards) -> Result<Response, Refusal> {
+    let own = app.models.own_name(lines.model())?;
+    let reason = match afterwards {
+        Afterwards::Keep => {
+            on_demand::load(&app.models, &own, false).await?;
+            "load"
+        }
+        Afterwards::Unload => {
+            let of = app.clone();
+            text_work(move || of.models.unload(&own)).await?;
+            "unload"
+        }
+    };
+    Ok(Json(lines.only(reason)).into_response())
 }

@@ -7,6 +7,7 @@ use crate::ask::{Ask, Constraint};
 use crate::caller::Ignored;
 use crate::fields::{Body, Unsupported, fields};
 use crate::ids;
+use crate::on_demand::Afterwards;
 use crate::refusal::Refusal;
 use crate::settings::{range, stop_strings};
 
@@ -110,12 +111,50 @@ pub fn format(format: Option<Value>) -> Result<Option<Constraint>, Refusal> {
     }
 }
 
-/// Whether `keep_alive` asks to let go of the model: a time of 0.
-pub fn wants_unload(keep_alive: Option<&Value>) -> bool {
-    match keep_alive {
-        Some(Value::Number(number)) => number.as_f64() == Some(0.0),
-        Some(Value::String(text)) => text.trim_start_matches('0').trim_end_matches(['s', 'm', 'h']).is_empty(),
-        _ => false,
+/// `keep_alive`: a time of 0 lets go of the model after the answer; others are noted in `ignored`, since models stay.
+///
+/// # Errors
+/// What is no time.
+pub fn keep_alive(value: Option<&Value>, ignored: &Ignored) -> Result<Afterwards, Refusal> {
+    let Some(value) = value else { return Ok(Afterwards::Keep) };
+    let seconds = match value {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => seconds(text),
+        _ => None,
+    };
+    let wrong = || {
+        let form = "it has to be a time as \"5m\", seconds, 0 to let go of the model, or below 0 to keep it";
+        Refusal::field("keep_alive", format!("keep_alive is {value}; {form}"))
+    };
+    if seconds.ok_or_else(wrong)? == 0.0 {
+        return Ok(Afterwards::Unload);
+    }
+    ignored.add("keep_alive");
+    Ok(Afterwards::Keep)
+}
+
+/// Seconds of a time as Go writes it: `1h30m`, `-1s`, `0`.
+fn seconds(text: &str) -> Option<f64> {
+    const UNITS: [(&str, f64); 8] =
+        [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("μs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    let (sign, mut rest) = match text.strip_prefix('-') {
+        Some(rest) => (-1.0, rest),
+        None => (1.0, text.strip_prefix('+').unwrap_or(text)),
+    };
+    if rest == "0" {
+        return Some(0.0);
+    }
+    let mut sum = 0.0;
+    let is_digit = |c: char| c.is_ascii_digit() || c == '.';
+    loop {
+        let (number, behind) = rest.split_at(rest.find(|c| !is_digit(c))?);
+        let (unit, behind) = behind.split_at(behind.find(is_digit).unwrap_or(behind.len()));
+        let (_, length) = UNITS.iter().find(|(name, _)| *name == unit)?;
+        sum += number.parse::<f64>().ok()? * length;
+        rest = behind;
+        if rest.is_empty() {
+            return Some(sign * sum);
+        }
     }
 }
 
@@ -140,7 +179,32 @@ mod tests {
         );
         assert_eq!(apply(Some(json!({"mirostat": 2})), &mut ask, &ignored).unwrap_err().param.unwrap(), "mirostat");
         assert_eq!(format(Some(json!("yaml"))).unwrap_err().param.unwrap(), "format");
-        let unload = |value: Value| wants_unload(Some(&value));
-        assert!(unload(json!(0)) && unload(json!("0s")) && !unload(json!("5m")) && !unload(json!(-1)));
+    }
+
+    #[test]
+    fn a_time_of_zero_unloads_and_others_are_named() {
+        let ignored = Ignored::default();
+        let of = |value: Value| keep_alive(Some(&value), &ignored);
+        for zero in [json!(0), json!(0.0), json!("0"), json!("0s"), json!("0h0m"), json!("-0ms")] {
+            assert_eq!(of(zero).unwrap(), Afterwards::Unload);
+        }
+        assert!(ignored.names().is_empty());
+        for other in [json!(-1), json!(300), json!("5m"), json!("1h30m0.5s"), json!("-1m")] {
+            assert_eq!(of(other).unwrap(), Afterwards::Keep);
+        }
+        assert_eq!(ignored.names(), ["keep_alive"; 5]);
+        for wrong in [
+            json!(""),
+            json!("-"),
+            json!("5"),
+            json!("s"),
+            json!("m5"),
+            json!("1.2.3s"),
+            json!("5 m"),
+            json!(true),
+            json!([0]),
+        ] {
+            assert_eq!(of(wrong.clone()).unwrap_err().param.as_deref(), Some("keep_alive"), "{wrong}");
+        }
     }
 }

@@ -14,6 +14,7 @@ use crate::fields::{Body, Unsupported, fields};
 use crate::ids;
 use crate::limits::Place;
 use crate::models::Model;
+use crate::on_demand::Use;
 use crate::refusal::{Fault, Refusal};
 
 fields! {
@@ -102,6 +103,7 @@ pub async fn embed(app: &Shared, caller: &Caller, model: &Arc<Model>, input: Val
     let tokens = all.iter().map(Vec::len).sum();
     check(&all, model, app.limits.prompt_tokens)?;
     let _place = Place::take(caller.key.as_ref())?;
+    let _using = Use::of(&app.models, model);
     let mut vectors = Vec::with_capacity(all.len());
     for several in all.chunks(AT_ONCE) {
         let running = several.iter().map(|ids| model.engine.embed(ids)).collect::<Result<Vec<_>, _>>()?;
