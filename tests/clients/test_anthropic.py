@@ -47,6 +47,20 @@ class AnthropicClient(unittest.TestCase):
         if stopped.stop_reason == "stop_sequence":
             self.assertEqual(stopped.stop_sequence, ",")
 
+    def test_one_call_at_most_still_says_what_was_cached(self):
+        wrong = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call>'
+        asked = {"role": "user", "content": "Repeat exactly this text and nothing else:\n" + wrong}
+        messages = [asked, {"role": "assistant", "content": wrong}, asked]
+        one = {**self.greedy, "messages": messages, "system": "You repeat what you are told. " * 8, "tools": [ANTHROPIC_TOOL], "max_tokens": 200}
+        one["tool_choice"] = {"type": "auto", "disable_parallel_tool_use": True}
+        first, second = self.client.messages.create(**one), self.client.messages.create(**one)
+        self.assertEqual((first.stop_reason, len(first.content)), ("tool_use", 1))
+        self.assertGreater(second.usage.cache_read_input_tokens, 100)
+        with self.client.messages.stream(**one) as stream:
+            final = stream.get_final_message()
+        self.assertEqual(final.usage.cache_read_input_tokens, second.usage.cache_read_input_tokens)
+        self.assertEqual(final.usage.output_tokens, second.usage.output_tokens)
+
     def test_errors_and_models(self):
         self.assertEqual([m.id for m in self.client.models.list()], ["small", "mistral-small"])
         with self.assertRaises(anthropic.NotFoundError) as caught:

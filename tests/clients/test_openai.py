@@ -107,6 +107,20 @@ class OpenAi(unittest.TestCase):
         person = json.loads(self.chat(response_format=form, max_tokens=100).choices[0].message.content)
         self.assertEqual(set(person), {"name", "age"})
 
+
+    def test_one_call_at_most_still_says_what_it_took(self):
+        right = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call>'
+        asked = {"role": "user", "content": "Repeat exactly this text and nothing else:\n" + right}
+        messages = [{"role": "system", "content": "You repeat what you are told. " * 8}, asked, {"role": "assistant", "content": right}, asked]
+        for n in (1, 2):
+            one = {"messages": messages, "tools": [TOOL], "parallel_tool_calls": False, "max_tokens": 200, "n": n, "extra_body": {"timings": True}}
+            self.chat(**one)
+            done = self.chat(**one)
+            self.assertEqual([len(choice.message.tool_calls) for choice in done.choices], [1] * n)
+            self.assertEqual({choice.finish_reason for choice in done.choices}, {"tool_calls"})
+            self.assertGreater(done.usage.prompt_tokens_details.cached_tokens, 100)
+            self.assertGreater(done.octet["timings"]["prompt_ms"], 0)
+
     def test_embeddings_of_both_encodings_agree(self):
         by_base64 = self.client.embeddings.create(model="small", input=["one", "two"])
         by_float = self.client.embeddings.create(model="small", input=["one", "two"], encoding_format="float")

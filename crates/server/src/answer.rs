@@ -13,19 +13,21 @@ use crate::bridge::{Event, Events, Running};
 use crate::messages::ToolChoice;
 use crate::on_demand::Use;
 use crate::piece::{End, Piece, Usage};
-use crate::refusal::Refusal;
+use crate::refusal::{Fault, Refusal};
 use crate::tool_calls::{CallParser, Found};
 use crate::track::Track;
 
 /// An answer that is being written. Dropping it ends it, wherever it is.
 pub struct Answer {
     events: Events,
-    /// Ends the engine's part when dropped.
-    _running: Running,
+    /// Ends the engine's part, prompt by prompt, when dropped.
+    running: Running,
     track: Track,
     /// Keeps the model while the answer is written.
     using: Option<Use>,
     choices: Vec<State>,
+    /// Choices of a prompt.
+    n: usize,
     calls: Option<Calls>,
     /// Tokens read of each prompt, and those of them that the prefix cache had.
     read: Vec<(usize, usize)>,
@@ -40,7 +42,10 @@ struct State {
     parser: Option<CallParser>,
     n_calls: usize,
     last_token: Option<Instant>,
+    /// Its end is told.
     has_ended: bool,
+    /// The engine is done with it, and has said what it took.
+    is_counted: bool,
 }
 
 impl Answer {
@@ -53,10 +58,11 @@ impl Answer {
         let state = |_| State { parser: ask.calls.as_ref().map(parser), ..State::default() };
         Answer {
             events,
-            _running: running,
+            running,
             track,
             using: None,
             choices: (0..ask.choices()).map(state).collect(),
+            n: ask.n,
             calls: ask.calls.clone(),
             read: vec![(0, 0); ask.prompts.len()],
             prompt_tokens: ask.prompts.iter().map(Vec::len).sum(),
@@ -107,10 +113,19 @@ impl Answer {
     }
 
     fn take(&mut self, choice: usize, event: Event) {
-        if self.choices[choice].has_ended {
-            return;
-        }
         match event {
+            Event::End { end, usage } => {
+                self.end(choice, end);
+                self.count(choice, &usage);
+            }
+            Event::Cancelled { usage } if self.choices[choice].has_ended => self.count(choice, &usage),
+            Event::Cancelled { .. } => {
+                let message = "the server is going down and breaks the answer off; ask again elsewhere or later";
+                self.fail(Refusal::new(Fault::Unavailable, message));
+            }
+            Event::Failed(refusal) => self.fail(refusal),
+            // What is written behind the end, until the engine has heard of it.
+            _ if self.choices[choice].has_ended => {}
             Event::Reading { prompt, done, cached } => {
                 self.read[prompt] = (done, cached);
                 let done = self.read.iter().map(|of| of.0).sum();
@@ -125,15 +140,6 @@ impl Answer {
             }
             Event::Routing(routed) => self.ready.push_back(Piece::Routing(routing(choice, &routed))),
             Event::Rest(text) => self.text(choice, None, text, Vec::new()),
-            Event::End { end, usage } => {
-                self.usage.prompt_tokens += usage.prompt_tokens;
-                self.usage.cached_tokens += usage.cached_tokens;
-                self.usage.queued = self.usage.queued.max(usage.queued);
-                self.usage.prompt_time = self.usage.prompt_time.max(usage.prompt_time);
-                self.usage.generation_time = self.usage.generation_time.max(usage.generation_time);
-                self.end(choice, end);
-            }
-            Event::Failed(refusal) => self.fail(refusal),
         }
     }
 
@@ -195,7 +201,24 @@ impl Answer {
             end => end,
         };
         self.ready.push_back(Piece::End { choice, end });
-        if self.choices.iter().all(|state| state.has_ended) {
+        let prompt = choice / self.n;
+        if self.choices[prompt * self.n..][..self.n].iter().all(|state| state.has_ended) {
+            // A choice may have ended by its only call while the engine goes on with it: it is told so, and says then what
+            // the choice took.
+            if let Some(ticket) = self.running.get(prompt) {
+                ticket.cancel();
+            }
+        }
+    }
+
+    /// Adds what a choice took; what all took is told after the last.
+    fn count(&mut self, choice: usize, usage: &Usage) {
+        self.usage.cached_tokens += usage.cached_tokens;
+        self.usage.queued = self.usage.queued.max(usage.queued);
+        self.usage.prompt_time = self.usage.prompt_time.max(usage.prompt_time);
+        self.usage.generation_time = self.usage.generation_time.max(usage.generation_time);
+        self.choices[choice].is_counted = true;
+        if self.choices.iter().all(|state| state.is_counted) {
             self.usage.prompt_tokens = self.prompt_tokens;
             self.track.done(&self.usage);
             self.ready.push_back(Piece::Done(self.usage));
@@ -231,4 +254,73 @@ fn routing(choice: usize, routed: &Routed) -> Value {
         "experts": layers(routed.experts.iter().map(|expert| json!(expert)).collect()),
         "weights": layers(routed.weights.iter().map(|weight| json!(weight)).collect()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::piece::Token;
+    use crate::stream::tests::track;
+    use crate::tool_calls::CallStyle;
+    use octet_engine::TextStart;
+    use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+    const CALL: &str = "<tool_call>{\"name\": \"f\", \"arguments\": {}}";
+
+    fn answer(n: usize) -> (UnboundedSender<(usize, Event)>, Answer) {
+        let (sender, events) = unbounded_channel();
+        let calls = Calls { style: CallStyle::Tagged, choice: ToolChoice::Auto, single: true };
+        let ask = Ask { n, calls: Some(calls), ..Ask::new(vec![1; 9], TextStart::Fresh) };
+        (sender, Answer::new(&ask, events, Vec::new(), track()))
+    }
+
+    fn token(text: &str) -> Event {
+        Event::Token { text: text.into(), token: Token::default(), is_wanted: false }
+    }
+
+    fn usage() -> Usage {
+        Usage { prompt_tokens: 9, cached_tokens: 4, prompt_time: Duration::from_millis(3), ..Usage::default() }
+    }
+
+    fn pieces(answer: &mut Answer) -> Vec<Piece> {
+        std::iter::from_fn(|| answer.next_now()).collect()
+    }
+
+    #[test]
+    fn an_answer_that_ends_by_its_only_call_still_says_what_it_took() {
+        let (events, mut answer) = answer(1);
+        events.send((0, token(CALL))).unwrap();
+        let first = pieces(&mut answer);
+        assert!(matches!(first[..], [Piece::Call { .. }, Piece::End { end: End::Calls, .. }]), "{first:?}");
+        events.send((0, token("behind the end"))).unwrap();
+        assert!(pieces(&mut answer).is_empty());
+        events.send((0, Event::Cancelled { usage: usage() })).unwrap();
+        let rest = pieces(&mut answer);
+        let [Piece::Done(usage)] = rest[..] else { panic!("{rest:?}") };
+        assert_eq!((usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens), (9, 4, 1));
+        assert_eq!(usage.prompt_time, Duration::from_millis(3));
+    }
+
+    #[test]
+    fn a_choice_that_ended_by_its_call_waits_for_the_others() {
+        let (events, mut answer) = answer(2);
+        events.send((0, token(CALL))).unwrap();
+        events.send((1, token("text"))).unwrap();
+        events.send((1, Event::End { end: End::Eos, usage: usage() })).unwrap();
+        let first = pieces(&mut answer);
+        assert!(matches!(first.last(), Some(Piece::End { choice: 1, end: End::Eos })), "{first:?}");
+        events.send((0, Event::Cancelled { usage: usage() })).unwrap();
+        assert!(matches!(pieces(&mut answer)[..], [Piece::Done(_)]));
+    }
+
+    #[test]
+    fn what_the_server_cancels_breaks_off_even_behind_a_choice_that_has_ended() {
+        let (events, mut answer) = answer(2);
+        events.send((0, Event::End { end: End::Eos, usage: usage() })).unwrap();
+        events.send((1, Event::Cancelled { usage: usage() })).unwrap();
+        let told = pieces(&mut answer);
+        assert!(matches!(told.last(), Some(Piece::Failed(refusal)) if refusal.fault == Fault::Unavailable), "{told:?}");
+    }
 }

@@ -46,6 +46,11 @@ pub enum Event {
         /// What it took; completion tokens are counted elsewhere.
         usage: Usage,
     },
+    /// The choice was cancelled: by the answer, which had its end already, or because the server goes down.
+    Cancelled {
+        /// What it took until then.
+        usage: Usage,
+    },
     /// It broke off.
     Failed(Refusal),
 }
@@ -257,10 +262,8 @@ impl Teller {
                 let token = self.token(id, logprobs.as_ref());
                 (choice, Event::Token { text, token, is_wanted: self.wants_tokens })
             }
-            // Who cancels does not listen any more, so this is the engine's own end.
-            From::Finished { reason: StopReason::Cancelled, .. } => {
-                let message = "the server is going down and breaks the answer off; ask again elsewhere or later";
-                (0, Event::Failed(Refusal::new(Fault::Unavailable, message)))
+            From::Finished { choice, reason: StopReason::Cancelled, usage, .. } => {
+                (choice, Event::Cancelled { usage: self.usage(&usage) })
             }
             From::Finished { choice, reason, stop_string, text, usage } => {
                 self.tell_prompt();

@@ -163,7 +163,7 @@ impl futures_core::Stream for Events {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use super::*;
@@ -189,7 +189,8 @@ mod tests {
         }
     }
 
-    fn track() -> Track {
+    /// The account of an answer that nobody reads.
+    pub(crate) fn track() -> Track {
         let models = Models::new(
             Vec::new(),
             Vec::new(),
