@@ -107,6 +107,15 @@ class OpenAi(unittest.TestCase):
         person = json.loads(self.chat(response_format=form, max_tokens=100).choices[0].message.content)
         self.assertEqual(set(person), {"name", "age"})
 
+        plain = {"type": "json_object", "schema": SCHEMA}
+        person = json.loads(self.chat(response_format=plain, max_tokens=100).choices[0].message.content)
+        self.assertEqual(set(person), {"name", "age"})
+        done = self.client.completions.create(model="small", prompt="A person:", max_tokens=100, temperature=0, extra_body={"response_format": plain})
+        self.assertEqual(set(json.loads(done.choices[0].text)), {"name", "age"})
+        flat = {"format": {"type": "json_schema", "name": "person", "schema": SCHEMA, "strict": True}}
+        for text in (flat, {"format": plain}):
+            response = self.client.responses.create(model="small", input="Who?", text=text, max_output_tokens=100, temperature=0)
+            self.assertEqual(set(json.loads(response.output_text)), {"name", "age"})
 
     def test_one_call_at_most_still_says_what_it_took(self):
         right = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call>'
@@ -161,6 +170,7 @@ class OpenAi(unittest.TestCase):
         self.assertEqual(refused(openai.BadRequestError, temperature=3).param, "temperature")
         self.assertEqual(refused(openai.BadRequestError, extra_body={"tempreature": 1}).param, "tempreature")
         self.assertEqual(refused(openai.BadRequestError, n=0).param, "n")
+        self.assertEqual(refused(openai.BadRequestError, response_format={"type": "json_object", "shcema": {}}).param, "response_format.shcema")
         self.assertEqual(refused(openai.NotFoundError, model="gpt-9").code, "model_not_found")
         too_long = refused(openai.BadRequestError, messages=[{"role": "user", "content": "word " * 5000}])
         self.assertEqual(too_long.code, "context_length_exceeded")

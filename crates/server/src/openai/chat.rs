@@ -7,9 +7,10 @@ use serde_json::Value;
 use std::sync::Arc;
 
 use super::chat_stream::{ChatWriter, whole_body};
+use super::response_format::{FIELD, constraint};
 use super::wire::{Head, StreamOptions};
 use crate::app::{Shared, text_work};
-use crate::ask::{Ask, Constraint};
+use crate::ask::Ask;
 use crate::caller::{Caller, Dialect};
 use crate::fields::{Body, Unsupported, fields};
 use crate::messages::{self, tool_choice};
@@ -33,7 +34,7 @@ fields! {
         tool_choice: Value,
         /// False for one call at most.
         parallel_tool_calls: bool,
-        /// `text`, `json_object`, `json_schema`; beyond OpenAI `regex` and `grammar`.
+        /// `text`, `json_object` (with `schema`, if you like), `json_schema`; beyond OpenAI `regex` and `grammar`.
         response_format: Value,
         /// Most tokens of the answer; the context's end if absent.
         max_tokens: usize,
@@ -145,7 +146,7 @@ pub async fn read(app: &Shared, dialect: Dialect, mut body: Body) -> Result<Chat
     ask.set_n(chat.n)?;
     ask.ending.max_tokens = max_tokens(chat.max_tokens.or(chat.max_completion_tokens))?;
     ask.logprobs = logprobs(chat.logprobs, chat.top_logprobs)?;
-    if let Some(constraint) = chat.response_format.map(|format| constraint(&format)).transpose()?.flatten() {
+    if let Some(constraint) = chat.response_format.map(|format| constraint(&format, FIELD)).transpose()?.flatten() {
         if ask.constraint.is_some() {
             return Err(Refusal::field(
                 "response_format",
@@ -193,32 +194,3 @@ fn logprobs(asked: Option<bool>, top: Option<usize>) -> Result<Option<usize>, Re
 
 /// Most alternatives of a token.
 pub const MAX_TOP_LOGPROBS: usize = 20;
-
-/// Reads `response_format`.
-///
-/// # Errors
-/// An unknown type, or one without what it needs.
-pub fn constraint(format: &Value) -> Result<Option<Constraint>, Refusal> {
-    let text = |name: &str| {
-        let missing =
-            || Refusal::field(format!("response_format.{name}"), format!("response_format has no text {name}"));
-        format.get(name).and_then(Value::as_str).map(str::to_owned).ok_or_else(missing)
-    };
-    match format.get("type").and_then(Value::as_str).unwrap_or_default() {
-        "text" => Ok(None),
-        "json_object" => Ok(Some(Constraint::JsonObject)),
-        "json_schema" => {
-            // Mistral's clients send `schema`, or `schema_definition` by an older name.
-            let places = ["/json_schema/schema", "/json_schema/schema_definition", "/schema"];
-            let schema = places.iter().find_map(|place| format.pointer(place)).filter(|schema| !schema.is_null());
-            let missing = || Refusal::field("response_format.json_schema.schema", "response_format has no schema");
-            Ok(Some(Constraint::JsonSchema(schema.cloned().ok_or_else(missing)?)))
-        }
-        "regex" => Ok(Some(Constraint::Regex(text("regex")?))),
-        "grammar" => Ok(Some(Constraint::Grammar(text("grammar")?))),
-        other => {
-            let known = "text, json_object, json_schema, regex, grammar";
-            Err(Refusal::field("response_format.type", format!("response_format of type {other:?} is none of {known}")))
-        }
-    }
-}

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::chat::stream_options;
 use super::completions_stream::{CompletionWriter, whole_body};
+use super::response_format::{FIELD, constraint};
 use super::wire::{Head, StreamOptions};
 use crate::app::{Shared, text_work};
 use crate::ask::Ask;
@@ -74,7 +75,7 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
     ask.set_n(fields.n)?;
     ask.echo = fields.echo.unwrap_or(false);
     ask.logprobs = logprobs(fields.logprobs)?;
-    ask.constraint = fields.response_format.map(|format| super::chat::constraint(&format)).transpose()?.flatten();
+    ask.constraint = fields.response_format.map(|format| constraint(&format, FIELD)).transpose()?.flatten();
     ask.ending.max_tokens = Some(fields.max_tokens.unwrap_or(MAX_TOKENS));
     if ask.ending.max_tokens == Some(0) && !ask.echo {
         return Err(Refusal::field("max_tokens", "max_tokens is 0, which only makes sense with echo: true"));

@@ -7,6 +7,7 @@ pub mod completions_stream;
 pub mod embeddings;
 pub mod error;
 pub mod models;
+pub mod response_format;
 pub mod responses;
 pub mod responses_input;
 pub mod responses_stream;

@@ -6,7 +6,8 @@ use axum::response::{IntoResponse, Response};
 use octet_engine::Sampling;
 use serde_json::Value;
 
-use super::chat::{MAX_TOP_LOGPROBS, constraint, max_tokens};
+use super::chat::{MAX_TOP_LOGPROBS, max_tokens};
+use super::response_format::constraint;
 use super::responses_input;
 use super::responses_stream::{Outline, ResponseWriter, whole_body};
 use crate::app::{Shared, text_work};
@@ -121,12 +122,17 @@ fn apply(fields: &ResponseFields, ask: &mut Ask) -> Result<(), Refusal> {
         return Err(Refusal::field("top_logprobs", format!("top_logprobs has to be 0 to {MAX_TOP_LOGPROBS}")));
     }
     let text = fields.text.as_ref();
+    let keys = text.and_then(Value::as_object).into_iter().flat_map(|text| text.keys());
+    if let Some(key) = keys.into_iter().find(|key| !["format", "verbosity"].contains(&key.as_str())) {
+        let place = format!("text.{key}");
+        return Err(Refusal::field(place.clone(), format!("{place} is not known here; leave it out")));
+    }
     let verbosity = text.and_then(|text| text.get("verbosity")).and_then(Value::as_str);
     if verbosity.is_some_and(|word| word != "medium") {
         return Err(Refusal::unsupported("text.verbosity", "ask for it in the conversation"));
     }
     if let Some(format) = text.and_then(|text| text.get("format")).filter(|format| !format.is_null()) {
-        let format = constraint(format)?;
+        let format = constraint(format, "text.format")?;
         if format.is_some() && ask.constraint.is_some() {
             return Err(Refusal::field(
                 "text.format",
