@@ -117,6 +117,20 @@ class OpenAi(unittest.TestCase):
             response = self.client.responses.create(model="small", input="Who?", text=text, max_output_tokens=100, temperature=0)
             self.assertEqual(set(json.loads(response.output_text)), {"name", "age"})
 
+    def test_the_prompt_is_given_back(self):
+        def prompts(**more):
+            done = self.client.completions.create(**{"model": "small", "max_tokens": 1, "extra_body": {"return_prompt": True}, **more})
+            if more.get("stream"):
+                (told,) = [event.octet["prompt"] for event in done if hasattr(event, "octet")]
+                return told
+            return done.octet["prompt"]
+        one = prompts(prompt="The sky is")
+        self.assertEqual(one["text"], "The sky is")
+        self.assertEqual(prompts(prompt="The sky is", stream=True), one)
+        self.assertEqual(prompts(prompt=[one["ids"], "The sea"])[0], one)
+        self.assertEqual([prompt["text"] for prompt in prompts(prompt=["The sky is", "The sea"], echo=True)], ["The sky is", "The sea"])
+        self.assertFalse(hasattr(self.client.completions.create(model="small", prompt="One", max_tokens=1), "octet"))
+
     def test_one_call_at_most_still_says_what_it_took(self):
         right = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call>'
         asked = {"role": "user", "content": "Repeat exactly this text and nothing else:\n" + right}

@@ -155,6 +155,12 @@ impl Model {
         }
     }
 
+    /// A prompt of these ids, for those who want to see it: the pieces joined, as in Mistral's chat formats.
+    pub fn prompt_of(&self, ids: Vec<u32>) -> Prompt {
+        let text = ids.iter().map(|&id| self.tokenizer.piece(id)).collect();
+        Prompt { ids, text }
+    }
+
     /// The ids of a text as a prompt of its own: with BOS, if the model has one.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids: Vec<u32> = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos()).into_iter().collect();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use octet_engine::TextStart;
+use octet_tokenizer::Prompt;
 use serde_json::{Value, json};
 
 use super::chat::stream_options;
@@ -68,6 +69,7 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
     body.unsupported(UNSUPPORTED)?;
     body.finish()?;
     let model = app.models.get(fields.model.as_deref())?;
+    let is_filled = fields.suffix.is_some();
     let (ids, texts) = prompts(&model, fields.prompt, fields.suffix).await?;
     let mut ask = Ask { prompts: ids, ..Ask::new(Vec::new(), TextStart::Continued) };
     sampling.apply(&mut ask)?;
@@ -81,9 +83,10 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
         return Err(Refusal::field("max_tokens", "max_tokens is 0, which only makes sense with echo: true"));
     }
     let stream = stream_options(fields.stream, fields.stream_options)?;
+    let exact = if ask.wants.prompt { exact(&model, &ask.prompts, &texts, is_filled) } else { Vec::new() };
     let texts = if ask.echo { texts } else { vec![String::new(); texts.len()] };
     let answer = app.answer(&caller, &model, &ask)?;
-    let head = Head::new("cmpl-", &model.name, &ask, None);
+    let head = Head::new("cmpl-", &model.name, &ask, exact);
     match stream {
         None => Ok(axum::Json(whole_body(&head, &texts, ask.n, stream::whole(answer).await?)).into_response()),
         Some(options) => {
@@ -91,6 +94,15 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
             Ok(stream::respond(answer, writer, app.patience()))
         }
     }
+}
+
+/// The prompts for those who want to see them. Where a middle is filled, more goes in than the text that was given.
+fn exact(model: &Model, ids: &[Vec<u32>], texts: &[String], is_filled: bool) -> Vec<Prompt> {
+    let one = |(ids, text): (&Vec<u32>, &String)| match is_filled {
+        true => model.prompt_of(ids.clone()),
+        false => Prompt { ids: ids.clone(), text: text.clone() },
+    };
+    ids.iter().zip(texts).map(one).collect()
 }
 
 fn logprobs(asked: Option<usize>) -> Result<Option<usize>, Refusal> {

@@ -32,20 +32,20 @@ pub struct Head {
     pub wants: Wants,
     /// Whether probabilities are.
     pub logprobs: bool,
-    /// The prompt, if it is wanted.
-    pub prompt: Option<Prompt>,
+    /// The prompts, if they are wanted.
+    prompts: Vec<Prompt>,
 }
 
 impl Head {
-    /// The head of an answer that begins now.
-    pub fn new(id_prefix: &str, model: &str, ask: &Ask, prompt: Option<Prompt>) -> Head {
+    /// The head of an answer that begins now; `prompts` are told if they are wanted.
+    pub fn new(id_prefix: &str, model: &str, ask: &Ask, prompts: Vec<Prompt>) -> Head {
         Head {
             id: ids::long(id_prefix),
             created: ids::unix_s(),
             model: model.into(),
             wants: ask.wants,
             logprobs: ask.logprobs.is_some(),
-            prompt,
+            prompts: if ask.wants.prompt { prompts } else { Vec::new() },
         }
     }
 
@@ -57,9 +57,12 @@ impl Head {
     /// What we report beyond OpenAI's fields; `None` if nobody asked and nothing is amiss.
     pub fn octet(&self, usage: &Usage, warnings: &[String], routing: &[Value]) -> Option<Value> {
         let mut octet = serde_json::Map::new();
-        if let Some(prompt) = &self.prompt {
-            octet.insert("prompt".into(), json!(prompt));
-        }
+        let prompt = match self.prompts.as_slice() {
+            [] => None,
+            [one] => Some(json!(one)),
+            several => Some(json!(several)),
+        };
+        octet.extend(prompt.map(|prompt| ("prompt".to_owned(), prompt)));
         if self.wants.timings {
             octet.insert("timings".into(), usage.timings());
         }
