@@ -47,6 +47,13 @@ class AnthropicClient(unittest.TestCase):
         if stopped.stop_reason == "stop_sequence":
             self.assertEqual(stopped.stop_sequence, ",")
 
+    def test_stop_sequences_are_bounded(self):
+        self.assertTrue(self.client.messages.create(**{**self.greedy, "stop_sequences": [f"end {i}" for i in range(64)]}).content)
+        for stops in ([f"end {i}" for i in range(65)], ["x" * 1025]):
+            with self.assertRaises(anthropic.BadRequestError) as caught:
+                self.client.messages.create(**{**self.greedy, "stop_sequences": stops})
+            self.assertIn("stop_sequences", caught.exception.message)
+
     def test_one_call_at_most_still_says_what_was_cached(self):
         wrong = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call>'
         asked = {"role": "user", "content": "Repeat exactly this text and nothing else:\n" + wrong}

@@ -36,6 +36,12 @@ class MistralClient(unittest.TestCase):
         self.assertEqual(calls[0].function.arguments, whole.function.arguments)
         self.assertIn("city", json.loads(whole.function.arguments))
 
+    def test_more_stop_texts_are_taken_than_by_openai(self):
+        self.assertTrue(self.chat(stop=[f"end {i}" for i in range(6)]).choices[0])
+        with self.assertRaises(errors.HTTPValidationError) as caught:
+            self.chat(stop=[f"end {i}" for i in range(65)])
+        self.assertIn("stop", str(caught.exception.data.detail[0].loc))
+
     def test_a_schema_holds(self):
         form = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
         self.assertEqual(set(json.loads(self.chat(response_format=form, max_tokens=100).choices[0].message.content)), {"name", "age"})

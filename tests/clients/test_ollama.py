@@ -38,6 +38,19 @@ class OllamaClient(unittest.TestCase):
         self.assertEqual("".join(line.response for line in lines), raw.response)
         self.assertEqual(self.client.generate("small", "").done_reason, "load")
 
+    def test_what_cannot_be_done_is_refused_and_more_stop_texts_are_taken(self):
+        stops = [f"end {i}" for i in range(6)]
+        self.assertTrue(self.client.chat("small", HELLO, options={**OPTIONS, "stop": stops}, keep_alive="5m").done)
+        refused = [
+            ("stop", lambda: self.client.chat("small", HELLO, options={"stop": ["x" * 1025]})),
+            ("keep_alive", lambda: self.client.chat("small", HELLO, keep_alive="soon")),
+        ]
+        for name, ask in refused:
+            with self.assertRaises(ollama.ResponseError) as caught:
+                ask()
+            self.assertEqual(caught.exception.status_code, 400)
+            self.assertIn(name, caught.exception.error)
+
     def test_a_format_holds(self):
         options = {**OPTIONS, "num_predict": 100}
         person = json.loads(self.client.chat("small", HELLO, format=SCHEMA, options=options).message.content)

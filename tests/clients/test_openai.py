@@ -184,6 +184,7 @@ class OpenAi(unittest.TestCase):
         self.assertEqual(refused(openai.BadRequestError, temperature=3).param, "temperature")
         self.assertEqual(refused(openai.BadRequestError, extra_body={"tempreature": 1}).param, "tempreature")
         self.assertEqual(refused(openai.BadRequestError, n=0).param, "n")
+        self.assertEqual(refused(openai.BadRequestError, stop=list("abcde")).param, "stop")
         self.assertEqual(refused(openai.BadRequestError, response_format={"type": "json_object", "shcema": {}}).param, "response_format.shcema")
         self.assertEqual(refused(openai.NotFoundError, model="gpt-9").code, "model_not_found")
         too_long = refused(openai.BadRequestError, messages=[{"role": "user", "content": "word " * 5000}])

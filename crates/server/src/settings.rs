@@ -7,6 +7,7 @@ use octet_engine::Sampling;
 use serde_json::Value;
 
 use crate::ask::{Ask, Ending};
+use crate::caller::Dialect;
 use crate::fields::fields;
 use crate::ids;
 use crate::refusal::Refusal;
@@ -26,7 +27,7 @@ fields! {
         seed: i64,
         /// Mistral's name for the seed.
         random_seed: i64,
-        /// A text, or up to four, that end the answer.
+        /// A text, or several, that end the answer: up to 4 as OpenAI's, 64 for clients of other APIs.
         stop: Value,
         /// Token id to what is added to its logit, from -100 to 100.
         logit_bias: HashMap<String, f32>,
@@ -68,7 +69,7 @@ impl SamplingFields {
     ///
     /// # Errors
     /// The first value out of its range.
-    pub fn apply(self, ask: &mut Ask) -> Result<(), Refusal> {
+    pub fn apply(self, ask: &mut Ask, dialect: Dialect) -> Result<(), Refusal> {
         let temperature = range("temperature", self.temperature, 0.0, 2.0)?;
         let top_p = range("top_p", self.top_p, 0.0, 1.0)?;
         if top_p == Some(0.0) {
@@ -84,7 +85,8 @@ impl SamplingFields {
             seed,
             ..Sampling::default()
         };
-        ask.ending.strings = stop_strings("stop", self.stop)?;
+        let most = if dialect == Dialect::OpenAi { MAX_OPENAI_STOPS } else { MAX_STOPS };
+        ask.ending.strings = stop_strings("stop", self.stop, most)?;
         Ok(())
     }
 }
@@ -136,11 +138,11 @@ pub fn seconds(name: &str, value: f64) -> Result<Duration, Refusal> {
     if value > 0.0 { Duration::try_from_secs_f64(value).map_err(|_| wrong()) } else { Err(wrong()) }
 }
 
-/// One text or several.
+/// One text or several, at most `most`.
 ///
 /// # Errors
-/// Other JSON, more than [`MAX_STOPS`], or one that is empty.
-pub fn stop_strings(name: &str, value: Option<Value>) -> Result<Vec<String>, Refusal> {
+/// Other JSON, or what [`check_stops`] refuses.
+pub fn stop_strings(name: &str, value: Option<Value>, most: usize) -> Result<Vec<String>, Refusal> {
     let wrong = || Refusal::field(name, format!("{name} has to be a text or a list of texts, none of them empty"));
     let strings: Vec<String> = match value {
         None => Vec::new(),
@@ -153,14 +155,33 @@ pub fn stop_strings(name: &str, value: Option<Value>) -> Result<Vec<String>, Ref
     if strings.iter().any(String::is_empty) {
         return Err(wrong());
     }
-    if strings.len() > MAX_STOPS {
-        return Err(Refusal::field(name, format!("{name} has {} texts; at most {MAX_STOPS}", strings.len())));
-    }
+    check_stops(name, &strings, most)?;
     Ok(strings)
 }
 
-/// Most stop strings of a request, as in OpenAI's API.
-pub const MAX_STOPS: usize = 4;
+/// Bounds the work of looking for stop strings behind every token.
+///
+/// # Errors
+/// More than `most`, or one that is longer than [`MAX_STOP_BYTES`].
+pub fn check_stops(name: &str, strings: &[String], most: usize) -> Result<(), Refusal> {
+    if strings.len() > most {
+        return Err(Refusal::field(name, format!("{name} has {} texts; at most {most}", strings.len())));
+    }
+    match strings.iter().map(String::len).find(|&bytes| bytes > MAX_STOP_BYTES) {
+        Some(bytes) => {
+            let message = format!("a text of {name} has {bytes} bytes; at most {MAX_STOP_BYTES}");
+            Err(Refusal::field(name, message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Most stop strings of a request in OpenAI's API, whose clients count on the refusal of more.
+pub const MAX_OPENAI_STOPS: usize = 4;
+/// Most stop strings of any request.
+pub const MAX_STOPS: usize = 64;
+/// Longest stop string.
+pub const MAX_STOP_BYTES: usize = 1024;
 
 fn bias(given: HashMap<String, f32>) -> Result<Vec<(u32, f32)>, Refusal> {
     let mut list = Vec::with_capacity(given.len());
@@ -175,4 +196,34 @@ fn bias(given: HashMap<String, f32>) -> Result<Vec<(u32, f32)>, Refusal> {
     }
     list.sort_unstable_by_key(|entry| entry.0);
     Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use octet_engine::TextStart;
+    use serde_json::json;
+
+    fn applied(fields: Value, dialect: Dialect) -> Result<Ask, Refusal> {
+        let mut ask = Ask::new(vec![1], TextStart::Fresh);
+        let fields: SamplingFields = serde_json::from_value(fields).unwrap();
+        fields.apply(&mut ask, dialect).map(|()| ask)
+    }
+
+    #[test]
+    fn each_api_has_its_number_of_stop_strings() {
+        let stops = |n: usize, dialect| {
+            let list: Vec<String> = (0..n).map(|i| format!("end {i}")).collect();
+            applied(json!({"stop": list}), dialect).map(|ask| ask.ending.strings.len())
+        };
+        assert_eq!(stops(4, Dialect::OpenAi).unwrap(), 4);
+        assert_eq!(stops(5, Dialect::OpenAi).unwrap_err().param.unwrap(), "stop");
+        for dialect in [Dialect::Mistral, Dialect::VercelAi] {
+            assert_eq!(stops(64, dialect).unwrap(), 64);
+            assert_eq!(stops(65, dialect).unwrap_err().param.unwrap(), "stop");
+        }
+        assert!(applied(json!({"stop": "x".repeat(1024)}), Dialect::OpenAi).is_ok());
+        let refusal = applied(json!({"stop": ["a", "x".repeat(1025)]}), Dialect::Mistral).unwrap_err();
+        assert!(refusal.message.contains("1025") && refusal.param.as_deref() == Some("stop"), "{refusal:?}");
+    }
 }

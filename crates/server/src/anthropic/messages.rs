@@ -19,7 +19,7 @@ use crate::messages;
 use crate::models::Model;
 use crate::prompt::Chat;
 use crate::refusal::Refusal;
-use crate::settings::range;
+use crate::settings::{MAX_STOPS, check_stops, range};
 use crate::stream;
 
 fields! {
@@ -51,7 +51,7 @@ fields! {
         top_p: f32,
         /// Keep this many candidates.
         top_k: usize,
-        /// Texts that end the answer.
+        /// Texts that end the answer, up to 64.
         stop_sequences: Vec<String>,
         /// Send the answer as it comes.
         stream: bool,
@@ -130,6 +130,7 @@ fn apply(fields: AnswerFields, ask: &mut Ask) -> Result<(), Refusal> {
     if ask.ending.strings.iter().any(|text| text.trim().is_empty()) {
         return Err(Refusal::field("stop_sequences", "stop_sequences: each has to hold more than space"));
     }
+    check_stops("stop_sequences", &ask.ending.strings, MAX_STOPS)?;
     ask.sampling = Sampling {
         temperature: range("temperature", fields.temperature, 0.0, 1.0)?.unwrap_or(1.0),
         top_p: range("top_p", fields.top_p, f32::MIN_POSITIVE, 1.0)?.unwrap_or(1.0),

@@ -48,7 +48,7 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
     let writer = model.clone();
     let prompt = text_work(move || Ok(writer.prompt_of(writer.fill(&before, &after)?))).await?;
     let mut ask = Ask::new(prompt.ids.clone(), TextStart::Continued);
-    sampling.apply(&mut ask)?;
+    sampling.apply(&mut ask, Dialect::Mistral)?;
     octet.apply(&mut ask)?;
     ask.ending.max_tokens = max_tokens(fields.max_tokens)?;
     let answer = app.answer(&caller, &model, &ask)?;

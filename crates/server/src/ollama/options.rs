@@ -9,7 +9,7 @@ use crate::fields::{Body, Unsupported, fields};
 use crate::ids;
 use crate::on_demand::Afterwards;
 use crate::refusal::Refusal;
-use crate::settings::{range, stop_strings};
+use crate::settings::{MAX_STOPS, range, stop_strings};
 
 fields! {
     /// Settings in Ollama's words.
@@ -90,7 +90,7 @@ pub fn apply(options: Option<Value>, ask: &mut Ask, ignored: &Ignored) -> Result
         seed: options.seed.map_or_else(ids::bits, |seed| seed as u64),
         ..Sampling::default()
     };
-    ask.ending.strings = stop_strings("stop", options.stop)?;
+    ask.ending.strings = stop_strings("stop", options.stop, MAX_STOPS)?;
     ask.ending.max_tokens = options.num_predict.and_then(|n| usize::try_from(n).ok());
     Ok(())
 }
@@ -179,6 +179,17 @@ mod tests {
         );
         assert_eq!(apply(Some(json!({"mirostat": 2})), &mut ask, &ignored).unwrap_err().param.unwrap(), "mirostat");
         assert_eq!(format(Some(json!("yaml"))).unwrap_err().param.unwrap(), "format");
+    }
+
+    #[test]
+    fn more_stop_strings_may_be_given_than_to_openai() {
+        let mut ask = Ask::new(vec![1], TextStart::Fresh);
+        let mut stops = |n: usize| {
+            let list: Vec<String> = (0..n).map(|i| format!("end {i}")).collect();
+            apply(Some(json!({"stop": list})), &mut ask, &Ignored::default())
+        };
+        assert!(stops(5).is_ok() && stops(64).is_ok());
+        assert_eq!(stops(65).unwrap_err().param.unwrap(), "stop");
     }
 
     #[test]

@@ -141,7 +141,7 @@ pub async fn read(app: &Shared, dialect: Dialect, mut body: Body) -> Result<Chat
         Chat { messages, tools, choice, single: chat.parallel_tool_calls == Some(false), strict, ignored };
     let writer = model.clone();
     let (mut ask, prompt) = text_work(move || writer.chat(conversation)).await?;
-    sampling.apply(&mut ask)?;
+    sampling.apply(&mut ask, dialect)?;
     octet.apply(&mut ask)?;
     ask.set_n(chat.n)?;
     ask.ending.max_tokens = max_tokens(chat.max_tokens.or(chat.max_completion_tokens))?;

@@ -72,7 +72,7 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
     let is_filled = fields.suffix.is_some();
     let (ids, texts) = prompts(&model, fields.prompt, fields.suffix).await?;
     let mut ask = Ask { prompts: ids, ..Ask::new(Vec::new(), TextStart::Continued) };
-    sampling.apply(&mut ask)?;
+    sampling.apply(&mut ask, caller.dialect)?;
     octet.apply(&mut ask)?;
     ask.set_n(fields.n)?;
     ask.echo = fields.echo.unwrap_or(false);
