@@ -36,6 +36,8 @@ fields! {
         stop: Value,
         /// Most tokens of the answer; -1 for as many as the context holds.
         num_predict: i64,
+        /// True, which changes nothing: penalties count newlines as other tokens.
+        penalize_newline: bool,
     }
 }
 
@@ -53,7 +55,6 @@ const UNSUPPORTED: &[Unsupported] = &[
     ("low_vram", &["*"], ""),
     ("numa", &["*"], ""),
     ("f16_kv", &["*"], ""),
-    ("penalize_newline", &[], "newlines count as other tokens do"),
     ("typical_p", &["1", "1.0"], "it is not among this server's filters"),
     ("tfs_z", &["1", "1.0"], "it is not among this server's filters"),
     ("mirostat", &["0"], "it is not among this server's filters"),
@@ -74,6 +75,12 @@ pub fn apply(options: Option<Value>, ask: &mut Ask, ignored: &Ignored) -> Result
     let options: OptionFields = body.read()?;
     body.unsupported(UNSUPPORTED)?;
     body.finish()?;
+    if options.penalize_newline == Some(false) {
+        return Err(Refusal::unsupported(
+            "penalize_newline",
+            "newlines count as other tokens do; leave it out or say true",
+        ));
+    }
     let window = match options.repeat_last_n.unwrap_or(64) {
         n if n < 0 => usize::MAX,
         n => n as usize,
@@ -179,6 +186,15 @@ mod tests {
         );
         assert_eq!(apply(Some(json!({"mirostat": 2})), &mut ask, &ignored).unwrap_err().param.unwrap(), "mirostat");
         assert_eq!(format(Some(json!("yaml"))).unwrap_err().param.unwrap(), "format");
+    }
+
+    #[test]
+    fn newlines_are_penalized_and_cannot_be_spared() {
+        let mut ask = Ask::new(vec![1], TextStart::Fresh);
+        let ignored = Ignored::default();
+        apply(Some(json!({"penalize_newline": true})), &mut ask, &ignored).unwrap();
+        let refusal = apply(Some(json!({"penalize_newline": false})), &mut ask, &ignored).unwrap_err();
+        assert_eq!(refusal.param.unwrap(), "penalize_newline");
     }
 
     #[test]
