@@ -54,6 +54,16 @@ class AnthropicClient(unittest.TestCase):
                 self.client.messages.create(**{**self.greedy, "stop_sequences": stops})
             self.assertIn("stop_sequences", caught.exception.message)
 
+    def test_the_model_is_told_that_a_call_failed(self):
+        def tokens(**result):
+            said = HELLO + [
+                {"role": "assistant", "content": [{"type": "tool_use", "id": "abcdefghi", "name": "get_weather", "input": {}}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "abcdefghi", "content": "no such city", **result}]},
+            ]
+            return self.client.messages.count_tokens(model="small", messages=said, tools=[ANTHROPIC_TOOL]).input_tokens
+        self.assertEqual(tokens(is_error=False), tokens())
+        self.assertGreater(tokens(is_error=True), tokens())
+
     def test_one_call_at_most_still_says_what_was_cached(self):
         wrong = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call>'
         asked = {"role": "user", "content": "Repeat exactly this text and nothing else:\n" + wrong}

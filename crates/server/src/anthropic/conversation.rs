@@ -110,9 +110,27 @@ fn tool_result(block: &Value, path: &str) -> Result<Message, Refusal> {
     let id = block.get("tool_use_id").and_then(Value::as_str);
     let missing = || Refusal::field(format!("{path}.tool_use_id"), format!("{path}.tool_use_id: field required"));
     let content = text_of(block.get("content").unwrap_or(&Value::Null), &format!("{path}.content"))?;
+    let content = match block.get("is_error") {
+        None | Some(Value::Null | Value::Bool(false)) => content,
+        Some(Value::Bool(true)) => failed(content),
+        Some(_) => {
+            let place = format!("{path}.is_error");
+            return Err(Refusal::field(place.clone(), format!("{place}: has to be true or false")));
+        }
+    };
     let mut message = Message::new(Role::Tool, content);
     message.tool_call_id = Some(id.ok_or_else(missing)?.to_owned());
     Ok(message)
+}
+
+/// What a call that failed came to: no format of a model has a place for that, so the text has to say it.
+fn failed(content: String) -> String {
+    let says_so = content.trim_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case("error"));
+    match content.trim() {
+        "" => "Error: the call failed".into(),
+        _ if says_so => content,
+        _ => format!("Error: {content}"),
+    }
 }
 
 /// Reads `tools`.
@@ -182,6 +200,20 @@ mod tests {
         assert_eq!(read[2].tool_calls[0].function.arguments, r#"{"x":1}"#);
         assert_eq!((read[3].content.as_str(), read[3].tool_call_id.as_deref()), ("sun", Some("abc")));
         assert!(read[5].prefix);
+    }
+
+    #[test]
+    fn a_call_that_failed_is_told_to_the_model() {
+        let told = |content: Value, is_error: Value| {
+            let block = json!({"type": "tool_result", "tool_use_id": "abc", "content": content, "is_error": is_error});
+            read(None, vec![json!({"role": "user", "content": [block]})]).map(|mut read| read.remove(0).content)
+        };
+        assert_eq!(told(json!("no such city"), json!(true)).unwrap(), "Error: no such city");
+        assert_eq!(told(json!([{"type": "text", "text": "ERROR 404"}]), json!(true)).unwrap(), "ERROR 404");
+        assert_eq!(told(Value::Null, json!(true)).unwrap(), "Error: the call failed");
+        assert_eq!(told(json!("sun"), json!(false)).unwrap(), "sun");
+        let refusal = told(json!("sun"), json!("yes")).unwrap_err();
+        assert_eq!(refusal.param.unwrap(), "messages.0.content.0.is_error");
     }
 
     #[test]
