@@ -41,9 +41,11 @@ class OllamaClient(unittest.TestCase):
     def test_what_cannot_be_done_is_refused_and_more_stop_texts_are_taken(self):
         stops = [f"end {i}" for i in range(6)]
         self.assertTrue(self.client.chat("small", HELLO, options={**OPTIONS, "stop": stops, "penalize_newline": True}, keep_alive="5m").done)
+        self.assertTrue(self.client.generate("small", "Hi", system="Be brief.", options=OPTIONS).done)
         refused = [
             ("penalize_newline", lambda: self.client.chat("small", HELLO, options={"penalize_newline": False})),
             ("stop", lambda: self.client.chat("small", HELLO, options={"stop": ["x" * 1025]})),
+            ("system", lambda: self.client.generate("small", "Hi", system="Be brief.", raw=True)),
             ("keep_alive", lambda: self.client.chat("small", HELLO, keep_alive="soon")),
         ]
         for name, ask in refused:

@@ -27,7 +27,7 @@ fields! {
         prompt: String,
         /// The text after the answer: the model fills the middle, if it was trained to.
         suffix: String,
-        /// A system message.
+        /// A system message; not for `raw`, and without effect where a middle is filled or the model has no chat format.
         system: String,
         /// Continue the prompt as it is, in no chat format.
         raw: bool,
@@ -68,10 +68,18 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
         )
         .await;
     }
+    let system = fields.system.take().filter(|system| !system.is_empty());
+    if fields.raw == Some(true) && system.is_some() {
+        return Err(Refusal::unsupported("system", "with raw the prompt is all that the model is shown"));
+    }
     let Held { model, using, load_time } = on_demand::held(&app.models, &name).await?;
-    let (writer, system, suffix) = (model.clone(), fields.system.take(), fields.suffix.take());
+    let (writer, suffix) = (model.clone(), fields.suffix.take());
     let ignored = caller.ignored.clone();
     let is_raw = fields.raw == Some(true) || writer.format.is_err();
+    if system.is_some() && (is_raw || suffix.is_some()) {
+        // As in Ollama, where a middle is filled, and where no format has a place for it.
+        ignored.add("system");
+    }
     let mut ask = text_work(move || match suffix {
         Some(suffix) => Ok(Ask::new(writer.fill(&prompt, &suffix)?, TextStart::Continued)),
         None if is_raw => Ok(Ask::new(writer.encode(&prompt), TextStart::Continued)),
