@@ -144,6 +144,14 @@ class OpenAi(unittest.TestCase):
             self.assertGreater(done.usage.prompt_tokens_details.cached_tokens, 100)
             self.assertGreater(done.octet["timings"]["prompt_ms"], 0)
 
+    def test_names_that_the_format_does_not_write_are_told(self):
+        def ignored(**more):
+            message = {**HELLO[0], **more}
+            answer = self.client.chat.completions.with_raw_response.create(model="small", messages=[message], max_tokens=1)
+            return answer.headers.get("x-octet-ignored")
+        self.assertEqual(ignored(name="alice"), "messages[].name")
+        self.assertIsNone(ignored())
+
     def test_embeddings_of_both_encodings_agree(self):
         by_base64 = self.client.embeddings.create(model="small", input=["one", "two"])
         by_float = self.client.embeddings.create(model="small", input=["one", "two"], encoding_format="float")

@@ -1,7 +1,7 @@
 //! Prompts: conversations in the model's format, tools among them, within the limits.
 
 use octet_engine::TextStart;
-use octet_tokenizer::{Conversation, Message, Prompt, Role, Tool};
+use octet_tokenizer::{ChatFormat, Conversation, Message, Prompt, Role, Tool};
 use serde_json::json;
 
 use crate::ask::{Ask, Calls, Constraint};
@@ -53,6 +53,9 @@ impl Model {
         }
         let refuse = |error: octet_tokenizer::Error| Refusal::field("messages", error.to_string());
         let mut prompt = format.render(&conversation).map_err(refuse)?;
+        if has_names(&conversation) && names_say_nothing(format, conversation, &prompt) {
+            chat.ignored.add("messages[].name");
+        }
         let mut calls = None;
         let mut constraint = None;
         if wants_tools {
@@ -167,6 +170,19 @@ impl Model {
         self.tokenizer.encode_into(text, &mut ids);
         ids
     }
+}
+
+/// Whether somebody who speaks is named; the name of a tool's result is its function's.
+fn has_names(conversation: &Conversation) -> bool {
+    conversation.messages.iter().any(|message| message.role != Role::Tool && message.name.is_some())
+}
+
+/// Whether the prompt is the same without the names of those who speak: many formats do not write them.
+fn names_say_nothing(format: &ChatFormat, mut conversation: Conversation, prompt: &Prompt) -> bool {
+    for message in conversation.messages.iter_mut().filter(|message| message.role != Role::Tool) {
+        message.name = None;
+    }
+    format.render(&conversation).is_ok_and(|nameless| nameless.ids == prompt.ids)
 }
 
 /// For formats without a place for tools: describes them in a system message, and writes calls and results as text. The
