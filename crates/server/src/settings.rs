@@ -1,6 +1,7 @@
 //! Settings that OpenAI's and Mistral's endpoints share, and ours that go beyond them.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::time::Duration;
 
 use octet_engine::Sampling;
@@ -75,7 +76,8 @@ impl SamplingFields {
         if top_p == Some(0.0) {
             return Err(Refusal::field("top_p", "top_p is 0; it has to be above 0, up to 1"));
         }
-        let seed = self.seed.or(self.random_seed).map_or_else(ids::bits, |seed| seed as u64);
+        let seed = one_of(["seed", "random_seed"], self.seed, self.random_seed)?;
+        let seed = seed.map_or_else(ids::bits, |seed| seed as u64);
         ask.sampling = Sampling {
             temperature: temperature.unwrap_or(1.0),
             top_p: top_p.unwrap_or(1.0),
@@ -136,6 +138,24 @@ pub fn range(name: &str, value: Option<f32>, least: f32, most: f32) -> Result<Op
 pub fn seconds(name: &str, value: f64) -> Result<Duration, Refusal> {
     let wrong = || Refusal::field(name, format!("{name} is {value}; it has to be a time in seconds above 0"));
     if value > 0.0 { Duration::try_from_secs_f64(value).map_err(|_| wrong()) } else { Err(wrong()) }
+}
+
+/// The value of a field that has two names.
+///
+/// # Errors
+/// Two values, by the second name.
+pub fn one_of<T: PartialEq + Display>(
+    names: [&str; 2],
+    first: Option<T>,
+    second: Option<T>,
+) -> Result<Option<T>, Refusal> {
+    match (first, second) {
+        (Some(one), Some(other)) if one != other => {
+            let message = format!("{} is {one} and {} is {other}, which are one setting; give one", names[0], names[1]);
+            Err(Refusal::field(names[1], message))
+        }
+        (first, second) => Ok(first.or(second)),
+    }
 }
 
 /// One text or several, at most `most`.
@@ -225,5 +245,13 @@ mod tests {
         assert!(applied(json!({"stop": "x".repeat(1024)}), Dialect::OpenAi).is_ok());
         let refusal = applied(json!({"stop": ["a", "x".repeat(1025)]}), Dialect::Mistral).unwrap_err();
         assert!(refusal.message.contains("1025") && refusal.param.as_deref() == Some("stop"), "{refusal:?}");
+    }
+
+    #[test]
+    fn a_setting_with_two_names_has_one_value() {
+        let seed = |fields| applied(fields, Dialect::OpenAi).map(|ask| ask.sampling.seed);
+        assert_eq!(seed(json!({"seed": 3, "random_seed": 3})).unwrap(), 3);
+        assert_eq!(seed(json!({"random_seed": 4})).unwrap(), 4);
+        assert_eq!(seed(json!({"seed": 3, "random_seed": 4})).unwrap_err().param.unwrap(), "random_seed");
     }
 }

@@ -18,7 +18,7 @@ use crate::mistral;
 use crate::models::Model;
 use crate::prompt::Chat;
 use crate::refusal::Refusal;
-use crate::settings::{OctetFields, SamplingFields};
+use crate::settings::{OctetFields, SamplingFields, one_of};
 use crate::stream;
 
 fields! {
@@ -70,7 +70,7 @@ const UNSUPPORTED: &[Unsupported] = &[
     ("guardrails", &[], "this server has no moderation model"),
     ("document_image_limit", &["*"], ""),
     ("document_page_limit", &["*"], ""),
-    ("adapter", &[], "this server has no LoRA adapters loaded; merge one into a model and serve that"),
+    ("adapter", &[], "name the adapter as the model"),
     ("service_tier", &["auto", "default"], "there is one tier"),
     // These say who asks, or how an answer may be had sooner; none can change its words.
     ("prediction", &["*"], ""),
@@ -144,7 +144,8 @@ pub async fn read(app: &Shared, dialect: Dialect, mut body: Body) -> Result<Chat
     sampling.apply(&mut ask, dialect)?;
     octet.apply(&mut ask)?;
     ask.set_n(chat.n)?;
-    ask.ending.max_tokens = max_tokens(chat.max_tokens.or(chat.max_completion_tokens))?;
+    let limits = one_of(["max_tokens", "max_completion_tokens"], chat.max_tokens, chat.max_completion_tokens)?;
+    ask.ending.max_tokens = max_tokens(limits)?;
     ask.logprobs = logprobs(chat.logprobs, chat.top_logprobs)?;
     if let Some(constraint) = chat.response_format.map(|format| constraint(&format, FIELD)).transpose()?.flatten() {
         if ask.constraint.is_some() {

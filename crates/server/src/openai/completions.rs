@@ -49,7 +49,7 @@ fields! {
 
 const UNSUPPORTED: &[Unsupported] = &[
     ("best_of", &["1"], "ask for n answers and choose"),
-    ("adapter", &[], "this server has no LoRA adapters loaded; merge one into a model and serve that"),
+    ("adapter", &[], "name the adapter as the model"),
     ("user", &["*"], ""),
 ];
 
