@@ -7,7 +7,7 @@ use anyhow::bail;
 use octet_checkpoint::write::{self, NewTensor, Outline, RowOrder, Rows, outlines};
 use octet_checkpoint::{Checkpoint, Error, Layout, Tensor, TensorName};
 use octet_kernels::blocks::dequantize_row;
-use octet_kernels::quantize::quantize_row;
+use octet_kernels::quantize::{is_writable, quantize_row};
 use octet_model::Adapter;
 
 use crate::float_types::{FloatType, FloatTypes};
@@ -86,6 +86,12 @@ fn tensor<'a>(
     let parts = outline.parts.iter().map(|&name| checkpoint.tensor(name)).collect::<Result<Vec<_>, _>>()?;
     let element_type = types.of(&parts)?;
     let is_changed = outline.parts.iter().any(|name| adapter.matrices.contains_key(name));
+    if is_changed && !is_writable(element_type) {
+        let (stored, path) = (parts[0].stored_name(), checkpoint.path().display());
+        bail!(
+            "{path}: {stored} is {element_type}, which Octet reads but does not write, and the adapter changes it; use --type bf16"
+        );
+    }
     let rows: Box<dyn Rows + 'a> = match is_changed {
         true => Box::new(Merged { parts, order: outline.order, element_type, adapter }),
         false => Box::new(Recoded::new(parts, outline.order, element_type)),

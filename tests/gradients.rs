@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use octet_checkpoint::{ElementType, StoredType};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -97,6 +98,38 @@ fn merged_adapters_give_the_logits_of_peft() {
             assert_close(&format!("{} {layout}", folder.display()), &got, &expected);
         }
     }
+}
+
+/// A GGUF of Q3_K whose weights are said to be IQ3_S, which has as many bytes for a block of 256.
+fn of_code_books(scratch: &Scratch) -> PathBuf {
+    let out = scratch.path("iq3.gguf");
+    octet(["quantize", text(&fixtures().join("mixtral-4x1-wide")), text(&out), "--to", "Q3_K_S"]).succeeded();
+    let mut bytes = std::fs::read(&out).unwrap();
+    let file = octet_checkpoint::gguf::File::open(&out).unwrap();
+    for tensor in file.tensors() {
+        if tensor.element_type == StoredType::Known(ElementType::Q3_K) {
+            // A tensor's description: its name, the number of dimensions, these, then the type.
+            let name = [&(tensor.name.len() as u64).to_le_bytes()[..], tensor.name.as_bytes()].concat();
+            let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+            let at = at + name.len() + 4 + 8 * tensor.shape.len();
+            bytes[at..at + 4].copy_from_slice(&ElementType::IQ3_S.gguf_id().to_le_bytes());
+        }
+    }
+    drop(file);
+    std::fs::write(&out, bytes).unwrap();
+    out
+}
+
+#[test]
+fn a_type_that_cannot_be_written_is_refused_before_anything_is() {
+    let scratch = Scratch::new();
+    let (model, adapter) = (of_code_books(&scratch), fixtures().join("mixtral-4x1-wide/lora"));
+    octet(["merge", text(&model), text(&adapter), "-o", text(&scratch.path("out.gguf"))]).refused_naming(&[
+        "iq3.gguf",
+        "IQ3_S",
+        "--type bf16",
+    ]);
+    assert_eq!(scratch.names(), ["iq3.gguf"], "nothing is left behind");
 }
 
 #[test]
