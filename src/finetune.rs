@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use octet_checkpoint::Checkpoint;
 use octet_tokenizer::Tokenizer;
 use octet_train::dataset::{Dataset, Example};
+use octet_train::snapshot::Best;
 use octet_train::task::Task;
 use octet_train::trainer::{Ending, Event, Settings, Trainer, Wish};
 use octet_train::{AdapterUse, Tuned};
@@ -184,11 +185,12 @@ fn train(
         snapshots: out.join("snapshots"),
         fingerprint,
     };
-    let ending = watch((args, out, &begins), settings, &mut model, &train, held_out.as_ref())?;
+    let (ending, best) = watch((args, out, &begins), settings, &mut model, &train, held_out.as_ref())?;
     if ending == Ending::Stopped {
         return Ok(());
     }
-    if model::take_best(&mut model, &out.join("best"))? {
+    if best.is_some() {
+        model::take_best(&mut model, &model::best(out))?;
         output::tell("the result is that of the best evaluation");
     }
     let written = model::write(&model, &args.model, out)?;
@@ -222,20 +224,30 @@ fn evaluate(args: &Args, checkpoint: &Arc<Checkpoint>, method: Method, samples: 
     stdout::print_json(&report)
 }
 
-/// Runs the loop under the user's eyes.
+/// Goes on from the last snapshot, if that is asked for.
+fn resume(args: &Args, out: &Path, trainer: &mut Trainer<'_>) -> anyhow::Result<()> {
+    if !args.resume {
+        return Ok(());
+    }
+    if !trainer.resume()? {
+        output::tell(&format!("{} holds no snapshot; starting anew", out.display()));
+        return model::forget_best(&model::best(out));
+    }
+    if trainer.state().best.is_some() { model::check_best(&model::best(out)) } else { Ok(()) }
+}
+
+/// Runs the loop under the user's eyes. Gives the best evaluation too, if there was one.
 fn watch(
     (args, out, begins): (&Args, &Path, &[String]),
     settings: Settings,
     model: &mut Tuned,
     train: &Task,
     held_out: Option<&Task>,
-) -> anyhow::Result<Ending> {
+) -> anyhow::Result<(Ending, Option<Best>)> {
     let total = settings.schedule.total_steps;
-    let best = out.join("best");
+    let best = model::best(out);
     let mut trainer = Trainer::new(settings, model, train, held_out);
-    if args.resume && !trainer.resume()? {
-        output::tell(&format!("{} holds no snapshot; starting anew", out.display()));
-    }
+    resume(args, out, &mut trainer)?;
     begins.iter().for_each(|note| output::tell(note));
     let done = trainer.state().step;
     let mut tokens = trainer.state().tokens;
@@ -259,7 +271,7 @@ fn watch(
         if failed.is_some() || asked_to_stop.load(Ordering::Relaxed) { Wish::Stop } else { Wish::Continue }
     };
     let ending = trainer.run(&mut watcher, &mut |learner| model::keep_best(learner, &best))?;
-    let step = trainer.state().step;
+    let (step, found) = (trainer.state().step, trainer.state().best);
     view.finish();
     if let Some(error) = failed {
         return Err(error);
@@ -274,7 +286,7 @@ fn watch(
         Ending::Finished => {}
     }
     output::tell(&format!("{} shows the loss", curve.display()));
-    Ok(ending)
+    Ok((ending, found))
 }
 
 /// Ctrl-C asks the run to stop after its step; a second one ends the program at once.

@@ -103,6 +103,36 @@ fn a_killed_run_goes_on_to_the_same_losses() {
     finetune(&model, &data, &killed, &[]).refused_naming(&["is there already", "--resume"]);
 }
 
+/// What was trained by the best evaluation is of one run: another one in the same folder, and one that has lost it, do not
+/// take what they find, or the last numbers, for it.
+#[test]
+fn the_best_evaluation_is_that_of_the_run() {
+    let scratch = Scratch::new();
+    let (model, data) = (model(&scratch), letters(&scratch));
+    let other = scratch.file("other.jsonl", "{\"text\": \"abcdefgh\"}\n".repeat(8));
+    let (out, alone) = (scratch.path("out"), scratch.path("alone"));
+    let evaluate = ["--eval", text(&data), "--eval-every", "2"];
+    let adapter = |out: &Path| std::fs::read(out.join("adapter_model.safetensors")).unwrap();
+    finetune(&model, &data, &out, &evaluate).succeeded();
+    let best = adapter(&out);
+
+    // The numbers of the best evaluation are lost.
+    std::fs::rename(out.join("best"), scratch.path("best")).unwrap();
+    finetune(&model, &data, &out, &[&evaluate[..], &["--resume"]].concat()).refused_naming(&["best", "is missing"]);
+    std::fs::rename(scratch.path("best"), out.join("best")).unwrap();
+    finetune(&model, &data, &out, &[&evaluate[..], &["--resume"]].concat()).succeeded();
+    assert!(adapter(&out) == best, "a run that has ended ends the same again");
+
+    // The run was killed after its first evaluation and before its first snapshot; another one takes its place.
+    std::fs::remove_dir_all(out.join("snapshots")).unwrap();
+    let said = finetune(&model, &other, &out, &["--resume"]);
+    assert!(said.stderr().contains("starting anew") && !said.stderr().contains("best"), "{}", said.stderr());
+    said.succeeded();
+    finetune(&model, &other, &alone, &[]).succeeded();
+    assert!(adapter(&out) == adapter(&alone), "the result is another run's");
+    assert!(!out.join("best").exists());
+}
+
 /// The body of an answer to a request that closes its connection.
 fn http(address: &str, request: &str, body: &str) -> Value {
     let mut stream = TcpStream::connect(address).unwrap();

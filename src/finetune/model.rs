@@ -4,12 +4,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use octet_checkpoint::write::{self, NewTensor, Outline, outlines};
 use octet_checkpoint::{Checkpoint, ElementType, LayerTensor, Layout, TensorName};
 use octet_kernels::quantize::quantize_row;
 use octet_model::{Adapter, LoraOptions, LoraTarget};
 use octet_train::learner::Learner;
+use octet_train::snapshot::{Named, Values};
 use octet_train::{Model, ParameterName, Parameters, RunError, Trained, Tuned, new_adapter};
 
 use super::data::Method;
@@ -126,21 +127,45 @@ pub fn lora(targets: &TargetOptions, seed: u64) -> LoraOptions {
     }
 }
 
-/// Keeps the trained numbers of the best evaluation in `folder`, whole or not at all.
-pub fn keep_best(learner: &mut dyn Learner, folder: &Path) -> Result<(), RunError> {
-    let state = octet_train::snapshot::Values { path: folder };
-    let parameters = learner.parameters();
-    let values = parameters.iter().map(|p| octet_train::snapshot::Named { name: &p.name, values: &*p.weights });
-    state.write(values).map_err(|error| RunError::Output(format!("{}: {error}", folder.display())))
+/// The trained numbers of the best evaluation of a run in `out`.
+pub fn best(out: &Path) -> PathBuf {
+    out.join("best")
 }
 
-/// Takes the numbers of the best evaluation, if some were kept.
-pub fn take_best(learner: &mut dyn Learner, folder: &Path) -> anyhow::Result<bool> {
-    let state = octet_train::snapshot::Values { path: folder };
+/// Keeps the trained numbers of the best evaluation, whole or not at all.
+pub fn keep_best(learner: &mut dyn Learner, best: &Path) -> Result<(), RunError> {
+    let parameters = learner.parameters();
+    let values = parameters.iter().map(|p| Named { name: &p.name, values: &*p.weights });
+    Values { path: best }.write(values).map_err(|error| RunError::Output(format!("{}: {error}", best.display())))
+}
+
+/// Takes the numbers of the best evaluation, which have to be there.
+pub fn take_best(learner: &mut dyn Learner, best: &Path) -> anyhow::Result<()> {
     let parameters = learner.parameters();
     let names: Vec<String> = parameters.iter().map(|p| p.name.clone()).collect();
     let slices = names.iter().map(String::as_str).zip(parameters.into_iter().map(|p| p.weights));
-    state.read(slices).map_err(anyhow::Error::msg)
+    match (Values { path: best }).read(slices).map_err(anyhow::Error::msg)? {
+        true => Ok(()),
+        false => Err(no_best(best)),
+    }
+}
+
+/// Refuses to go on with a run whose best evaluation is known, but not what was trained by then.
+pub fn check_best(best: &Path) -> anyhow::Result<()> {
+    if (Values { path: best }).exist() { Ok(()) } else { Err(no_best(best)) }
+}
+
+fn no_best(best: &Path) -> anyhow::Error {
+    let (best, snapshots) = (best.display(), best.with_file_name("snapshots"));
+    anyhow::anyhow!(
+        "{best}: is missing, and with it the result of the best evaluation; remove {} to start anew",
+        snapshots.display()
+    )
+}
+
+/// Removes what a run that is not gone on with kept of its best evaluation.
+pub fn forget_best(best: &Path) -> anyhow::Result<()> {
+    Values { path: best }.remove().with_context(|| format!("cannot remove {}", best.display()))
 }
 
 /// Writes the adapter into `out`, or the whole model into `out/model`. Gives what was written, for people.

@@ -55,9 +55,7 @@ pub fn save<'a>(folder: &Path, state: &State, tensors: impl Iterator<Item = Name
     let path = folder.join(format!("step-{:09}", state.step));
     let part = path.with_extension("part");
     let written = write(&part, state, tensors).and_then(|()| {
-        if path.exists() {
-            fs::remove_dir_all(&path)?;
-        }
+        remove(&path)?;
         fs::rename(&part, &path)?;
         File::open(folder)?.sync_all()
     });
@@ -81,9 +79,7 @@ fn write<'a>(part: &Path, state: &State, tensors: impl Iterator<Item = Named<'a>
 }
 
 fn write_tensors<'a>(part: &Path, tensors: impl Iterator<Item = Named<'a>>) -> io::Result<()> {
-    if part.exists() {
-        fs::remove_dir_all(part)?;
-    }
+    remove(part)?;
     fs::create_dir_all(part)?;
     let views = tensors.map(|tensor| (tensor.name, Floats { shape: [tensor.values.len()], values: tensor.values }));
     let file = part.join("tensors.safetensors");
@@ -159,23 +155,27 @@ pub struct Values<'a> {
 }
 
 impl Values<'_> {
-    /// Writes them, in place of what was there.
+    /// Writes them, in place of what was there, which stands aside until they are there.
     ///
     /// # Errors
     /// What the system says; what was there stays.
     pub fn write<'t>(&self, tensors: impl Iterator<Item = Named<'t>>) -> io::Result<()> {
-        let part = self.path.with_extension("part");
+        let (part, old) = (self.beside("part"), self.beside("old"));
         let written = write_tensors(&part, tensors).and_then(|()| {
             if self.path.exists() {
-                fs::remove_dir_all(self.path)?;
+                remove(&old)?;
+                fs::rename(self.path, &old)?;
             }
-            fs::rename(&part, self.path)
+            fs::rename(&part, self.path).inspect_err(|_| drop(fs::rename(&old, self.path)))
         });
-        if written.is_err() {
-            // The error that matters is the one above.
-            let _ = fs::remove_dir_all(&part);
-        }
+        // Of what is beside the values nothing is wanted any more; an error that matters is the one above.
+        let _ = if written.is_ok() { remove(&old) } else { remove(&part) };
         written
+    }
+
+    /// Whether some were written.
+    pub fn exist(&self) -> bool {
+        self.place().is_some()
     }
 
     /// Fills `tensors`; false if nothing was written.
@@ -183,11 +183,33 @@ impl Values<'_> {
     /// # Errors
     /// As [`load`].
     pub fn read<'t>(&self, tensors: impl Iterator<Item = (&'t str, &'t mut [f32])>) -> Result<bool, String> {
-        if !self.path.exists() {
-            return Ok(false);
+        match self.place() {
+            Some(place) => load(&place, tensors).map(|()| true),
+            None => Ok(false),
         }
-        load(self.path, tensors).map(|()| true)
     }
+
+    /// Removes them.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn remove(&self) -> io::Result<()> {
+        [self.path, &self.beside("old"), &self.beside("part")].into_iter().try_for_each(remove)
+    }
+
+    /// Where they are: a write that was killed may have left the ones before it aside.
+    fn place(&self) -> Option<PathBuf> {
+        [self.path.to_owned(), self.beside("old")].into_iter().find(|path| path.exists())
+    }
+
+    fn beside(&self, extension: &str) -> PathBuf {
+        self.path.with_extension(extension)
+    }
+}
+
+/// Removes a folder if it is there.
+fn remove(folder: &Path) -> io::Result<()> {
+    if folder.exists() { fs::remove_dir_all(folder) } else { Ok(()) }
 }
 
 /// Floats as safetensors wants them.
@@ -265,5 +287,28 @@ mod tests {
         fs::write(folder.path().join("step-000000002.part"), "").unwrap();
         assert!(save(folder.path(), &a_state(2), tensors()).is_err());
         assert!(latest(folder.path()).unwrap().unwrap().ends_with("step-000000001"));
+    }
+
+    #[test]
+    fn values_stand_aside_until_newer_ones_are_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("best");
+        let best = Values { path: &path };
+        let read = || {
+            let mut back = [0.0f32];
+            best.read([("a", &mut back[..])].into_iter()).unwrap().then_some(back[0])
+        };
+        let write = |value: f32| best.write([Named { name: "a", values: &[value] }].into_iter());
+        assert_eq!((best.exist(), read()), (false, None));
+        write(1.0).unwrap();
+        // Killed between the two renames: the values before are still found, and the next write takes their place.
+        fs::rename(&path, path.with_extension("old")).unwrap();
+        assert_eq!((best.exist(), read()), (true, Some(1.0)));
+        write(2.0).unwrap();
+        assert_eq!(read(), Some(2.0));
+        write(3.0).unwrap();
+        assert_eq!((read(), fs::read_dir(folder.path()).unwrap().count()), (Some(3.0), 1));
+        best.remove().unwrap();
+        assert_eq!((best.exist(), fs::read_dir(folder.path()).unwrap().count()), (false, 0));
     }
 }
