@@ -232,6 +232,13 @@ fn outputs_that_would_harm_are_refused() {
 
     to(&out, &["gguf"]).succeeded();
     octet(["convert", text(&out), text(&out), "--to", "gguf", "--force"]).refused_naming(&["is the model itself"]);
+    let (notes, precious) = (scratch.path("notes"), scratch.file("notes/a.json", "{}"));
+    to(&notes, &["hf", "--force"]).refused_naming(&["notes", "is no checkpoint"]);
+    assert_eq!(std::fs::read_to_string(precious).unwrap(), "{}");
+    let (folder, aside) = (scratch.path("folder"), scratch.file("folder.old/precious", ""));
+    to(&folder, &["hf"]).succeeded();
+    to(&folder, &["hf", "--force"]).refused_naming(&["folder.old", "move it away"]);
+    assert!(aside.exists() && !scratch.path("folder.part").exists());
     let link = scratch.path("link.gguf");
     #[cfg(unix)]
     {

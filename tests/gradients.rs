@@ -140,6 +140,9 @@ fn wrong_input_is_named() {
     let out = scratch.path("out");
     octet(["merge", text(&model), text(&other), "-o", text(&out)]).refused_naming(&["another model's adapter"]);
     octet(["merge", text(&model), text(&model), "-o", text(&out)]).refused_naming(&["adapter_config.json"]);
+    let own = scratch.copy_of("mixtral-8x2/lora", "adapter");
+    let over_adapter = ["merge", text(&model), text(&own), "-o", text(&own), "--to", "hf", "--force"];
+    octet(over_adapter).refused_naming(&["is an adapter"]);
     let input = model.join("lora/adapter_model.safetensors");
     let run = ["gradients", text(&model), "--input", text(&input), "--output", text(&out)];
     octet(run).refused_naming(&["input_ids"]);

@@ -42,6 +42,13 @@ fn run(out: &Path, plan: &Plan<'_>) -> Result<Vec<Event>, Error> {
     Ok(events)
 }
 
+/// A checkpoint of one small tensor.
+fn folder_plan() -> Plan<'static> {
+    let mut plan = safetensors::plan("model", vec![tensor("a", ElementType::F32, 2, 2, 0)], u64::MAX);
+    plan.add_file("config.json", b"{}".to_vec());
+    plan
+}
+
 /// Names in a folder, sorted.
 fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> =
@@ -259,7 +266,6 @@ fn names_that_are_taken_are_refused_or_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let file_plan = || gguf::plan(&[], vec![tensor("a", ElementType::F32, 2, 2, 0)]);
-    let folder_plan = || safetensors::plan("model", vec![tensor("a", ElementType::F32, 2, 2, 0)], u64::MAX);
     let replace = |plan: &Plan<'_>| Job { existing: Existing::Replace, ..job(&out) }.run(plan, &mut |_| {});
 
     fs::write(&out, "precious").unwrap();
@@ -277,11 +283,54 @@ fn names_that_are_taken_are_refused_or_replaced() {
     replace(&folder_plan()).expect("a folder that is nothing but a checkpoint");
     fs::write(out.join("thesis.tex"), "precious").unwrap();
     assert!(replace(&folder_plan()).unwrap_err().to_string().contains("more than a checkpoint"));
-    assert_eq!(names(&out), ["model.safetensors", "thesis.tex"]);
+    assert_eq!(names(&out), ["config.json", "model.safetensors", "thesis.tex"]);
     assert_eq!(names(folder.path()), ["out"]);
+    let other_folders: [&[(&str, &str)]; 4] = [
+        &[("a.json", "{}")],
+        &[("config.json", "{}")],
+        &[("model.safetensors", "")],
+        &[("adapter_config.json", "{}"), ("adapter_model.safetensors", ""), ("config.json", "{}")],
+    ];
+    for files in other_folders {
+        fs::remove_dir_all(&out).unwrap();
+        fs::create_dir(&out).unwrap();
+        files.iter().for_each(|(name, content)| fs::write(out.join(name), content).unwrap());
+        assert!(replace(&folder_plan()).unwrap_err().to_string().contains("is not replaced"), "{files:?}");
+        assert_eq!(names(&out).len(), files.len());
+    }
 
     let error = run(&folder.path().join("missing").join("m.gguf"), &file_plan()).unwrap_err();
     assert!(error.to_string().contains("no such folder"), "{error}");
+}
+
+/// Where the name of an output is taken, the work is not begun; where it is taken meanwhile, it is not lost.
+#[test]
+fn a_whole_output_outlives_a_name_that_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, aside) = (folder.path().join("out"), folder.path().join("out.old"));
+    run(&out, &folder_plan()).unwrap();
+    let job = Job { existing: Existing::Replace, ..job(&out) };
+    let take_the_name = || {
+        fs::create_dir(&aside).unwrap();
+        fs::write(aside.join("thesis.tex"), "precious").unwrap();
+    };
+    let mut begun = 0;
+    let refused = job.run(&folder_plan(), &mut |event| {
+        if matches!(event, Event::Begun { .. }) {
+            begun += 1;
+            take_the_name();
+        }
+    });
+    assert!(refused.unwrap_err().to_string().contains("out.old: "));
+    assert_eq!(names(folder.path()), ["out", "out.old", "out.part", "out.part.journal"]);
+    let refused = job.run(&folder_plan(), &mut |_| begun += 1);
+    assert!(refused.unwrap_err().to_string().contains("out.old: "));
+    assert_eq!(begun, 1, "nothing is begun that cannot be ended");
+
+    fs::remove_dir_all(&aside).unwrap();
+    job.run(&folder_plan(), &mut |event| assert_ne!(event, Event::Discarded)).unwrap();
+    assert_eq!(names(folder.path()), ["out"]);
+    assert_eq!(names(&out), ["config.json", "model.safetensors"]);
 }
 
 #[test]

@@ -66,7 +66,8 @@ impl Job {
     /// Writes the whole output; `watch` hears of every step.
     ///
     /// Errors: the output exists, no room, the disk full, a source that fails. After an error of its own nothing is
-    /// left behind; after a kill `OUT.part` and its journal are.
+    /// left behind, unless all is written and only the name was not to be had; then, and after a kill, `OUT.part` and its
+    /// journal are.
     pub fn run(&self, plan: &Plan<'_>, watch: &mut dyn FnMut(Event)) -> Result<(), Error> {
         self.check_out(plan.form)?;
         let (part, journal_path) = (with_suffix(&self.out, ".part"), with_suffix(&self.out, ".part.journal"));
@@ -74,7 +75,7 @@ impl Job {
             return Err(Error::Exists { path: part, remedy: "it is not from an interrupted run; move it away" });
         }
         let journal = Journal::open(&journal_path)?;
-        let mut run = Run { job: self, plan, part, journal, files: Vec::new(), n_kept: 0 };
+        let mut run = Run { job: self, plan, part, journal, files: Vec::new(), n_kept: 0, is_whole: false };
         match run.write(watch) {
             Ok(()) => {
                 run.journal.remove();
@@ -82,6 +83,8 @@ impl Job {
             }
             // The kept part of an earlier run stays for the time when there is room.
             Err(error @ Error::NoRoom { .. }) if run.n_kept > 0 => Err(error),
+            // Nor is a whole one thrown away for its name.
+            Err(error) if run.is_whole => Err(error),
             Err(error) => {
                 discard(&run.part);
                 run.journal.remove();
@@ -108,10 +111,14 @@ impl Job {
             (Form::Folder, false) => exists("is a file; give the name of a folder"),
             (Form::Folder, true) if is_empty(&self.out) => Ok(()),
             _ if self.existing == Existing::Refuse => exists("choose another name, or replace it with --force"),
-            (Form::Folder, true) => match first_stranger(&self.out) {
-                None => Ok(()),
-                Some(_) => exists("holds more than a checkpoint, so it is not replaced; choose another name"),
-            },
+            (Form::Folder, true) => {
+                let (old, aside) = (with_suffix(&self.out, ".old"), "is where OUT is put aside; move it away");
+                match why_not_replaced(&self.out) {
+                    Some(remedy) => exists(remedy),
+                    None if self::exists(&old) => Err(Error::Exists { path: old, remedy: aside }),
+                    None => Ok(()),
+                }
+            }
             (Form::File, false) => Ok(()),
         }
     }
@@ -128,6 +135,8 @@ struct Run<'j, 'p> {
     files: Vec<File>,
     /// Tensors that an earlier run left.
     n_kept: usize,
+    /// All is written and synced; only the name is wanting.
+    is_whole: bool,
 }
 
 impl Run<'_, '_> {
@@ -255,7 +264,7 @@ impl Run<'_, '_> {
     }
 
     /// Adds the small files, makes all of it last, and gives it its name.
-    fn finish(&self) -> Result<(), Error> {
+    fn finish(&mut self) -> Result<(), Error> {
         for (name, content) in &self.plan.small_files {
             let path = self.file_path(name);
             let write = File::create(&path).and_then(|mut file| {
@@ -271,6 +280,7 @@ impl Run<'_, '_> {
         if self.plan.form == Form::Folder {
             sync_folder(&self.part);
         }
+        self.is_whole = true;
         self.job.check_out(self.plan.form)?;
         self.rename().map_err(|e| Error::io(&self.job.out, e))?;
         sync_folder(parent(&self.job.out));
@@ -285,8 +295,10 @@ impl Run<'_, '_> {
         }
         let old = with_suffix(out, ".old");
         fs::rename(out, &old)?;
-        fs::rename(&self.part, out)?;
-        fs::remove_dir_all(old)
+        fs::rename(&self.part, out).inspect_err(|_| drop(fs::rename(&old, out)))?;
+        // The output is there; what cannot be removed of the one before makes it no worse.
+        let _ = fs::remove_dir_all(old);
+        Ok(())
     }
 }
 
@@ -437,15 +449,20 @@ fn discard(part: &Path) {
     let _ = if part.is_dir() { fs::remove_dir_all(part) } else { fs::remove_file(part) };
 }
 
-/// Something in a folder that is no part of a checkpoint, if there is anything.
-fn first_stranger(folder: &Path) -> Option<OsString> {
-    let known = |name: &str| {
-        name.ends_with(".safetensors")
-            || name.ends_with(".json")
-            || name.ends_with(".jinja")
-            || name.starts_with("tokenizer.")
-    };
-    let entries = fs::read_dir(folder).ok()?.flatten();
-    let stranger = |entry: &fs::DirEntry| entry.path().is_dir() || !entry.file_name().to_str().is_some_and(known);
-    entries.filter(stranger).map(|entry| entry.file_name()).next()
+/// Why a folder is not replaced, unless it is a checkpoint and nothing else, as we write them: a configuration, weights, and
+/// what goes with them. An adapter is none.
+fn why_not_replaced(folder: &Path) -> Option<&'static str> {
+    let (mut has_configuration, mut has_weights) = (false, false);
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        match name.to_str().filter(|_| !entry.path().is_dir()) {
+            Some("adapter_config.json") => return Some("is an adapter, so it is not replaced; choose another name"),
+            Some("config.json" | "params.json") => has_configuration = true,
+            Some(name) if name.ends_with(".safetensors") => has_weights = true,
+            Some(name) if name.ends_with(".json") || name.ends_with(".jinja") || name.starts_with("tokenizer.") => {}
+            _ => return Some("holds more than a checkpoint, so it is not replaced; choose another name"),
+        }
+    }
+    let is_checkpoint = has_configuration && has_weights;
+    (!is_checkpoint).then_some("is no checkpoint, so it is not replaced; choose another name")
 }

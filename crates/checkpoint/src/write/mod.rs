@@ -11,7 +11,7 @@
 //! OUT               appears by one rename when all is written and synced
 //! ```
 //! A killed run leaves the first two, and the same command goes on from there. A run that fails of itself (a full
-//! disk, a damaged input) removes both.
+//! disk, a damaged input) removes both; only what is whole and could not be given its name stays.
 
 mod outline;
 mod plan;
