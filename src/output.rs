@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use octet_checkpoint::Checkpoint;
 use octet_checkpoint::write::{Event, Existing, Job, Plan};
+use octet_checkpoint::{Checkpoint, Layout};
 
 use crate::format;
 use crate::progress::Progress;
@@ -31,11 +31,20 @@ impl OutputOptions {
         }
     }
 
+    /// Refuses `out` if it is taken or cannot be, before any work is done for it.
+    pub fn check(&self, out: &Path, layout: Layout) -> anyhow::Result<()> {
+        Ok(self.job(out, Vec::new())?.check(layout)?)
+    }
+
+    fn job(&self, out: &Path, made_from: Vec<String>) -> anyhow::Result<Job> {
+        let existing = if self.force { Existing::Replace } else { Existing::Refuse };
+        Ok(Job { out: out.to_owned(), existing, threads: self.threads()?, made_from })
+    }
+
     /// Writes `plan` to `out`. `made_from` are the inputs' files and the settings: only if they are the same does a run
     /// go on with what a killed one left.
     pub fn write(&self, out: &Path, plan: &Plan<'_>, made_from: Vec<String>) -> anyhow::Result<()> {
-        let existing = if self.force { Existing::Replace } else { Existing::Refuse };
-        let job = Job { out: out.to_owned(), existing, threads: self.threads()?, made_from };
+        let job = self.job(out, made_from)?;
         let progress = Progress::new("writing");
         let (mut done, mut of) = (0, 0);
         job.run(plan, &mut |event| {
@@ -93,6 +102,14 @@ pub fn refuse_inside(out: &Path, checkpoint: &Checkpoint) -> anyhow::Result<()> 
             out.display(),
             checkpoint.path().display()
         );
+    }
+    Ok(())
+}
+
+/// Refuses two outputs of one name.
+pub fn refuse_same(one: &Path, other: &Path) -> anyhow::Result<()> {
+    if resolve(one) == resolve(other) {
+        bail!("{}: is the name of two outputs; choose another for one of them", one.display());
     }
     Ok(())
 }

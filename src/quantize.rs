@@ -56,18 +56,29 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let checkpoint = Arc::new(Checkpoint::open(&args.model)?);
-    output::refuse_inside(&args.out, &checkpoint)?;
+    check_outputs(&args, &checkpoint)?;
     let mut notes = Vec::from_iter(requantizing(&checkpoint)?);
     let compared_on = args.compare.prepare(&checkpoint)?;
-    let importance = importance(&args, &checkpoint, &mut notes)?;
     let text = tokenizer_files::carry(&checkpoint, Layout::Gguf)?;
     notes.extend(text.notes.iter().cloned());
+    // Calibrating may take hours; types that do not fit are refused before.
+    plan(&args, &checkpoint, &text, None)?;
+    let importance = importance(&args, &checkpoint, &mut notes)?;
     let plan = plan(&args, &checkpoint, &text, importance.as_ref())?;
     notes.push(summary(&args, &plan));
     args.output.write(&args.out, &plan, made_from(&args, &checkpoint)?)?;
     args.compare.run(Arc::clone(&checkpoint), &args.out, compared_on.as_ref(), args.output.threads()?)?;
     notes.iter().for_each(|note| output::tell(note));
     Ok(())
+}
+
+/// Refuses outputs that cannot be, or would stand in each other's or the model's place.
+fn check_outputs(args: &Args, checkpoint: &Checkpoint) -> anyhow::Result<()> {
+    for out in [Some(&args.out), args.save_importance.as_ref()].into_iter().flatten() {
+        output::refuse_inside(out, checkpoint)?;
+        args.output.check(out, Layout::Gguf)?;
+    }
+    args.save_importance.as_ref().map_or(Ok(()), |file| output::refuse_same(file, &args.out))
 }
 
 /// Weights that were quantized once lose twice; whoever has no others may go on.
@@ -91,7 +102,7 @@ fn importance(
         (None, None) => return Ok(None),
     };
     if let Some(file) = &args.save_importance {
-        args.output.write(file, &importance.plan(params), Vec::new())?;
+        args.output.write(file, &importance.plan(params), learned_from(args, checkpoint)?)?;
     }
     let unseen = importance.lend_to_unseen(params);
     if !unseen.is_empty() {
@@ -161,8 +172,14 @@ fn summary(args: &Args, plan: &Plan<'_>) -> String {
 
 /// Everything that the bytes of the output depend on, beyond its header.
 fn made_from(args: &Args, checkpoint: &Checkpoint) -> anyhow::Result<Vec<String>> {
-    let mut made_from = output::identity(checkpoint)?;
+    let mut made_from = learned_from(args, checkpoint)?;
     made_from.push(format!("quantize to {}", args.to.name()));
+    Ok(made_from)
+}
+
+/// Everything that the importance of columns depends on.
+fn learned_from(args: &Args, checkpoint: &Checkpoint) -> anyhow::Result<Vec<String>> {
+    let mut made_from = output::identity(checkpoint)?;
     if let Some(file) = &args.importance {
         made_from.push(format!("importance {}", output::file_identity(file)?));
     }

@@ -74,22 +74,25 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     for model in &models {
         output::refuse_inside(&args.out, model)?;
     }
+    args.output.check(&args.out, args.to)?;
     let mut notes = check_alike(&models)?;
     let moe = experts(&args, models.len())?;
     let params = Params { architecture: Architecture::Mixtral, moe: Some(moe), ..models[0].params().clone() };
     let types = FloatTypes::choose(&models[0], args.to, None::<FloatType>)?;
+    let all_tensors = |routers| -> anyhow::Result<Vec<_>> {
+        let outlines = outlines(args.to, &params).into_iter();
+        outlines.map(|outline| new_tensor(&models, outline, &types, routers, &args)).collect()
+    };
+    let text = tokenizer_files::carry(&models[0], args.to)?;
+    // Reading texts takes a while; models that do not go together are refused before.
+    all_tensors(None)?;
     let preferences = match args.router_text.as_slice() {
         [] => None,
         files => {
             Some(Preferences::learn(&models[0], files, moe.num_experts, args.output.threads()?, args.router_seed)?)
         }
     };
-    let routers = preferences.as_ref().map(|preferences| preferences.routers.as_slice());
-    let tensors = outlines(args.to, &params)
-        .into_iter()
-        .map(|outline| new_tensor(&models, outline, &types, routers, &args))
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let text = tokenizer_files::carry(&models[0], args.to)?;
+    let tensors = all_tensors(preferences.as_ref().map(|preferences| preferences.routers.as_slice()))?;
     notes.extend(text.notes.iter().cloned());
     let params = text.complete(&params);
     let mut plan = match args.to {

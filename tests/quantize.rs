@@ -96,6 +96,34 @@ fn wishes_that_cannot_be_are_refused() {
     assert_eq!(scratch.names(), ["text.txt"]);
 }
 
+/// What calibration would be for is looked at before it, and so is where its result would go.
+#[test]
+fn nothing_is_learned_for_an_output_that_cannot_be() {
+    let scratch = Scratch::new();
+    let model = scratch.copy_of("mixtral-8x2", "model");
+    scratch.file("model/tokenizer.json", letters_tokenizer().to_string());
+    let text_file = scratch.file("text.txt", "the quick brown fox jumps over the lazy dog ".repeat(20));
+    let (gguf, taken) = (scratch.path("model.gguf"), scratch.file("taken.gguf", "mine"));
+    octet(["convert", text(&model), text(&gguf), "--to", "gguf"]).succeeded();
+    let before = scratch.names();
+    let quantize = |out: &str, more: &[&str], words: &[&str]| {
+        let out = scratch.path(out);
+        let fixed = ["quantize", text(&gguf), text(&out), "--to", "Q4_0", "--calibrate", text(&text_file)];
+        let run = octet([&fixed[..], more].concat());
+        assert_eq!(run.stdout(), "", "the text was read");
+        run.refused_naming(words);
+    };
+    quantize("taken.gguf", &[], &["taken.gguf", "--force"]);
+    quantize("no/out.gguf", &[], &["no such folder"]);
+    quantize("out.gguf", &["--set", "ffn_down=Q6_K"], &["--set ffn_down=Q6_K", "multiple of 256"]);
+    quantize("out.gguf", &["--save-importance", text(&taken)], &["taken.gguf", "--force"]);
+    quantize("out.gguf", &["--save-importance", text(&gguf), "--force"], &["model.gguf", "is the model itself"]);
+    let out = scratch.path("out.gguf");
+    quantize("out.gguf", &["--save-importance", text(&out)], &["out.gguf", "two outputs"]);
+    assert_eq!(scratch.names(), before);
+    assert_eq!(std::fs::read_to_string(taken).unwrap(), "mine");
+}
+
 #[test]
 fn the_comparison_tells_how_far_weights_moved() {
     let (scratch, model) = (Scratch::new(), fixtures().join("mixtral-4x1-wide"));

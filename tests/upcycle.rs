@@ -197,4 +197,8 @@ fn routers_begin_with_a_preference_for_the_tokens_of_texts() {
     refused(&[text(&words)], &["--router-text", "1 texts", "2 to 8"]);
     refused(&[text(&words), text(&empty)], &["empty.txt"]);
     refused(&[text(&words), "missing.txt"], &["missing.txt"]);
+    // An output that cannot be is refused before a text is read.
+    let texts = ["--router-text", text(&words), "--router-text", "missing.txt"];
+    let taken = ["upcycle", text(&dense), "-o", text(&out)];
+    octet([&taken[..], &texts].concat()).refused_naming(&["out.gguf", "--force"]);
 }

@@ -13,7 +13,7 @@ use super::Plan;
 use super::disk::{allocated_bytes, check_room, sync_folder, write_error};
 use super::journal::{Journal, Past};
 use super::plan::{Form, NewFile, NewTensor, Place};
-use crate::Error;
+use crate::{Error, Layout};
 
 /// Output bytes that one thread makes at a time.
 const PIECE_BYTES: usize = 1 << 20;
@@ -93,7 +93,12 @@ impl Job {
         }
     }
 
-    /// Refuses an output name that is taken, or cannot be.
+    /// Refuses an output name that is taken, or cannot be, for a checkpoint of this layout: what [`Job::run`] does first, for
+    /// whoever has much to do before.
+    pub fn check(&self, layout: Layout) -> Result<(), Error> {
+        self.check_out(if layout == Layout::Gguf { Form::File } else { Form::Folder })
+    }
+
     fn check_out(&self, form: Form) -> Result<(), Error> {
         let folder = parent(&self.out);
         if !folder.is_dir() {
