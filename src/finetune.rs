@@ -28,7 +28,7 @@ mod room;
 mod settings;
 mod view;
 
-pub use model::target;
+pub use model::{balance_coefficient, target};
 
 /// Learn from texts, conversations or preferences
 ///
@@ -171,14 +171,13 @@ fn train(
         task(args, method, samples, &mut model, (&references, "eval", all))
     });
     let held_out = held_out.transpose()?;
-    let balance = args.loop_options.balance.unwrap_or_else(|| model::balance_coefficient(&args.model));
     let settings = Settings {
         order,
         schedule: args.loop_options.schedule(total_steps, model::default_rate(&args.targets, method)),
         adamw: args.loop_options.adamw(),
         max_norm: Some(args.loop_options.clip).filter(|&norm| norm > 0.0),
         pass_tokens: args.loop_options.pass_tokens,
-        balance,
+        balance: balance(args, checkpoint),
         evaluate_every: held_out.is_some().then_some(args.eval_every),
         patience: args.patience,
         save_every: args.save_every,
@@ -329,6 +328,11 @@ fn prepare(args: &Args, out: &Path, checkpoint: &Checkpoint) -> anyhow::Result<(
     std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))
 }
 
+/// The coefficient of the load-balancing loss.
+fn balance(args: &Args, checkpoint: &Checkpoint) -> f32 {
+    args.loop_options.balance.unwrap_or_else(|| balance_coefficient(checkpoint.params()))
+}
+
 /// Everything that another run would have in another way: a run goes on only where all of it is the same.
 fn fingerprint(args: &Args, checkpoint: &Checkpoint, samples: &Samples) -> anyhow::Result<String> {
     use sha2::{Digest, Sha256};
@@ -351,14 +355,15 @@ fn fingerprint(args: &Args, checkpoint: &Checkpoint, samples: &Samples) -> anyho
         floor,
         weight_decay,
         clip,
-        balance,
+        balance: _,
         masters,
         seed,
     } = &args.loop_options;
     hash.update(format!(
         "{epochs} {steps:?} {batch} {pass_tokens} {rate:?} {schedule:?} {warmup} {floor} {weight_decay} {clip}"
     ));
-    hash.update(format!("{balance:?} {masters} {seed} {:?} {:?}", args.dpo.preference()?, args.targets));
+    let balance = balance(args, checkpoint);
+    hash.update(format!("{balance} {masters} {seed} {:?} {:?}", args.dpo.preference()?, args.targets));
     if args.dpo.base_reference {
         hash.update("base reference");
     }

@@ -12,9 +12,6 @@ use octet_train::{
 
 use crate::tensor_file::{self, Tensor, TensorFile};
 
-/// Weight of the load-balancing loss where the model's files do not say it: transformers' default.
-const DEFAULT_AUX_COEFFICIENT: f32 = 0.001;
-
 /// Write the loss and its gradients for given token ids
 ///
 /// IN holds `input_ids` [B,T] and `labels` [B,T] (negative: not learned; default: the ids), and perhaps `attention_mask`
@@ -81,8 +78,8 @@ fn step_options(args: &Args, aux_coefficient: f32) -> StepOptions {
 fn of_loss(args: &Args, file: &TensorFile) -> anyhow::Result<Vec<(String, Tensor)>> {
     let batch = batch(file, &args.input)?;
     let model = open(&args.model, args, Trained::All)?;
-    let own = model.checkpoint().params().router_aux_loss_coef;
-    let options = step_options(args, args.aux_coefficient.or(own).unwrap_or(DEFAULT_AUX_COEFFICIENT));
+    let own = || crate::finetune::balance_coefficient(model.checkpoint().params());
+    let options = step_options(args, args.aux_coefficient.unwrap_or_else(own));
     let mut gradients = model.zero_gradients();
     let report = model.loss_and_gradients(&batch, &options, &mut gradients)?;
     let mut tensors = vec![("loss".to_string(), Tensor::floats(&[], &[report.loss as f32]))];

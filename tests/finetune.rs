@@ -133,6 +133,25 @@ fn the_best_evaluation_is_that_of_the_run() {
     assert!(!out.join("best").exists());
 }
 
+/// The configuration's coefficient counts however the model is spelled, also when a run goes on.
+#[test]
+fn a_folder_and_its_weights_are_one_model() {
+    let scratch = Scratch::new();
+    let (model, data) = (model(&scratch), letters(&scratch));
+    let config = std::fs::read_to_string(model.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["router_aux_loss_coef"] = json!(0.5);
+    scratch.file("model/config.json", config.to_string());
+    let file = model.join("model.safetensors");
+    let [by_folder, by_file] = ["folder", "file"].map(|name| scratch.path(name));
+    finetune(&model, &data, &by_folder, &[]).succeeded();
+    finetune(&file, &data, &by_file, &[]).succeeded();
+    assert_eq!(losses(&by_file), losses(&by_folder));
+    finetune(&file, &data, &by_folder, &["--resume"]).succeeded();
+    finetune(&file, &data, &by_folder, &["--resume", "--balance", "0.5"]).succeeded();
+    finetune(&file, &data, &by_folder, &["--resume", "--balance", "0.001"]).refused_naming(&["settings"]);
+}
+
 /// The body of an answer to a request that closes its connection.
 fn http(address: &str, request: &str, body: &str) -> Value {
     let mut stream = TcpStream::connect(address).unwrap();

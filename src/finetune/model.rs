@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use octet_checkpoint::write::{self, NewTensor, Outline, outlines};
-use octet_checkpoint::{Checkpoint, ElementType, LayerTensor, Layout, TensorName};
+use octet_checkpoint::{Checkpoint, ElementType, LayerTensor, Layout, Params, TensorName};
 use octet_kernels::quantize::quantize_row;
 use octet_model::{Adapter, LoraOptions, LoraTarget};
 use octet_train::learner::Learner;
@@ -66,12 +66,9 @@ pub fn default_rate(targets: &TargetOptions, method: Method) -> f32 {
 }
 
 /// The coefficient of the load-balancing loss where nobody says one: the configuration's, else transformers'.
-pub fn balance_coefficient(model: &Path) -> f32 {
+pub fn balance_coefficient(params: &Params) -> f32 {
     const DEFAULT: f32 = 0.001;
-    let config = if model.is_dir() { model.join("config.json") } else { return DEFAULT };
-    let bytes = std::fs::read(config).unwrap_or_default();
-    let config: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    config["router_aux_loss_coef"].as_f64().map_or(DEFAULT, |value| value as f32)
+    params.router_aux_loss_coef.unwrap_or(DEFAULT)
 }
 
 /// Opens the model for training. `seed` draws a new adapter's first numbers.
