@@ -183,6 +183,21 @@ fn flags_that_make_no_sense_are_refused_in_one_line() {
 }
 
 #[test]
+fn experts_that_a_model_does_not_have_are_refused_before_it_is_loaded() {
+    let scratch = Scratch::new();
+    let model = scratch.copy_of("mixtral-8x2", "model");
+    scratch.file("model/tokenizer.json", scratch::bytes_tokenizer().to_string());
+    let words = scratch.file("words.txt", "hello world");
+    for experts in ["9", "0"] {
+        let named = [&format!("experts_per_token is {experts}")[..], "from 1 to 8"];
+        octet(["generate", text(&model), "hello", "--experts-per-token", experts]).refused_naming(&named);
+        octet(["chat", text(&model), "--experts-per-token", experts]).refused_naming(&named);
+        octet(["perplexity", text(&model), "--file", text(&words), "--experts-per-token", experts])
+            .refused_naming(&named);
+    }
+}
+
+#[test]
 fn outputs_appear_whole_or_not_at_all() {
     let scratch = Scratch::new();
     let model = fixtures().join("mixtral-8x2");

@@ -126,11 +126,7 @@ impl Generator {
     /// # Errors
     /// [`Error::Setting`] if the model has not so many, or none are asked for.
     pub fn set_experts_per_token(&mut self, experts: Option<usize>) -> Result<(), Error> {
-        let n_experts = self.model().config().num_experts;
-        if experts.is_some_and(|k| k == 0 || k > n_experts) {
-            let asked = experts.unwrap_or_default();
-            return Err(Error::Setting(format!("experts_per_token is {asked}; it has to be from 1 to {n_experts}")));
-        }
+        check_experts(experts, self.model().config().num_experts)?;
         self.core.options.open.experts_per_token = experts;
         Ok(())
     }
@@ -187,6 +183,16 @@ impl Generator {
             }
         }
         Ok(draft.answer)
+    }
+}
+
+/// Refuses to let more experts work on a token than there are, or none.
+pub(crate) fn check_experts(asked: Option<usize>, n_experts: usize) -> Result<(), Error> {
+    match asked {
+        Some(asked) if !(1..=n_experts).contains(&asked) => {
+            Err(Error::Setting(format!("experts_per_token is {asked}; it has to be from 1 to {n_experts}")))
+        }
+        _ => Ok(()),
     }
 }
 
