@@ -122,6 +122,8 @@ fn configurations_that_do_not_fit_are_refused() {
     change("\"num_local_experts\": 8", "\"num_local_experts\": 1000000000").refused_naming(&["config.json", "num_"]);
     change("\"num_hidden_layers\": 2", "\"num_hidden_layers\": -2")
         .refused_naming(&["config.json", "num_hidden_layers"]);
+    let long = ["config.json", "context_length", "4294967296"];
+    change("_embeddings\": 512", "_embeddings\": 4294967296").refused_naming(&long);
     change("\"hidden_act\": \"silu\"", "\"hidden_act\": \"relu\"").refused_naming(&["config.json", "relu"]);
     change("{", "[").refused_naming(&["config.json"]);
     change("\"vocab_size\": 512", "\"vocab_size\": 512}").refused_naming(&["config.json"]);

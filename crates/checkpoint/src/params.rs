@@ -79,6 +79,8 @@ pub struct Params {
 
 /// Largest value of any single dimension: 2^31, so that a product of two fits 63 bits.
 const MAX_DIMENSION: usize = 1 << 31;
+/// Most tokens of a context or a window: what a GGUF's U32 holds.
+const MAX_TOKENS: usize = u32::MAX as usize;
 /// Most layers, and most experts of a layer, that we take seriously.
 const MAX_COUNT: usize = 1 << 16;
 
@@ -193,6 +195,11 @@ impl Params {
                 return Err(Error::key(path, key, format!("is {value}, outside 1 to {limit}")));
             }
         }
+        for (key, tokens) in [("context_length", self.context_length), ("sliding_window", self.sliding_window)] {
+            if let Some(tokens) = tokens.filter(|&tokens| tokens > MAX_TOKENS) {
+                return Err(Error::key(path, key, format!("is {tokens} tokens, more than {MAX_TOKENS}")));
+            }
+        }
         self.check_relations(path)?;
         Ok(self)
     }
@@ -288,7 +295,7 @@ pub(crate) mod tests {
     #[test]
     fn impossible_shapes_are_refused() {
         type Change = fn(&mut Params);
-        let changes: [(&str, Change); 10] = [
+        let changes: [(&str, Change); 12] = [
             ("`n_layers`", |p| (p.n_layers, p.moe) = (1 << 16, Some(Moe { num_experts: 8, num_experts_per_tok: 2 }))),
             ("`dim`", |p| p.dim = 0),
             ("`n_layers`", |p| p.n_layers = usize::MAX),
@@ -298,6 +305,8 @@ pub(crate) mod tests {
             ("`rope_theta`", |p| p.rope_theta = f32::INFINITY),
             ("`norm_eps`", |p| p.norm_eps = -1.0),
             ("`sliding_window`", |p| p.sliding_window = Some(0)),
+            ("`sliding_window`", |p| p.sliding_window = Some(1 << 32)),
+            ("`context_length`", |p| p.context_length = Some(1 << 32)),
             ("`dim`", |p| (p.dim, p.hidden_dim) = (1 << 31, 1 << 31)),
         ];
         for (key, change) in changes {
