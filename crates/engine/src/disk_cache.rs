@@ -8,11 +8,11 @@
 //! 0f3c….page                             SHA-256 of the rest, then the page's tokens, then its keys and values
 //! ```
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::SystemTime;
 
@@ -47,8 +47,8 @@ pub(crate) struct DiskCache {
     /// Files by last use.
     order: BTreeSet<(u64, PageHash)>,
     clock: u64,
-    /// `None` while it is being dropped.
-    writer: Option<SyncSender<(PathBuf, Vec<u8>)>>,
+    pages: Arc<Pages>,
+    /// Writes them; `None` once it is waited for.
     thread: Option<JoinHandle<()>>,
     /// Holds the lock.
     _manifest: File,
@@ -84,7 +84,8 @@ impl DiskCache {
                 folder.display()
             )));
         }
-        let (writer, pages) = mpsc::sync_channel(MOST_WAITING);
+        let pages = Arc::new(Pages::default());
+        let (writer, place) = (Arc::clone(&pages), folder.clone());
         let mut cache = DiskCache {
             folder: folder.clone(),
             most_bytes: options.bytes,
@@ -92,8 +93,8 @@ impl DiskCache {
             files: HashMap::new(),
             order: BTreeSet::new(),
             clock: 0,
-            writer: Some(writer),
-            thread: Some(std::thread::spawn(move || write_all(pages))),
+            pages,
+            thread: Some(std::thread::spawn(move || write_all(&place, &writer))),
             _manifest: manifest,
         };
         cache.list().map_err(cannot)?;
@@ -125,28 +126,34 @@ impl DiskCache {
 
     /// Stores a page; false if the disk cannot keep up, and nothing is stored.
     pub(crate) fn store(&mut self, hash: PageHash, tokens: &[u32], page: &[u8]) -> bool {
+        self.forget_failed();
         let bytes = (CHECKSUM_BYTES + tokens.len() * 4 + page.len()) as u64;
         if self.contains(&hash) || bytes > self.most_bytes {
             return true;
+        }
+        if self.pages.lock().waiting.len() >= MOST_WAITING {
+            return false;
         }
         let mut content = vec![0; CHECKSUM_BYTES];
         tokens.iter().for_each(|token| content.extend(token.to_le_bytes()));
         content.extend_from_slice(page);
         self.shrink(bytes);
-        let path = self.path(&hash);
-        let sent = self.writer.as_ref().is_some_and(|writer| writer.try_send((path, content)).is_ok());
-        if sent {
-            self.remember(hash, bytes);
-        }
-        sent
+        self.remember(hash, bytes);
+        self.pages.lock().waiting.push_back((hash, content));
+        self.pages.arrived.notify_one();
+        true
     }
 
     /// The keys and values of a page, if it is there, whole, and of these tokens.
     pub(crate) fn load(&mut self, hash: &PageHash, tokens: &[u32]) -> Option<Vec<u8>> {
-        let entry = self.files.get(hash)?;
-        let (used, path) = (entry.used, self.path(hash));
-        // A page that is still being written is not there yet.
-        let mut content = fs::read(&path).ok()?;
+        self.forget_failed();
+        let used = self.files.get(hash)?.used;
+        if self.pages.lock().is_under_way(hash) {
+            return None;
+        }
+        let path = page_path(&self.folder, hash);
+        // What cannot be read is as good as damaged.
+        let mut content = fs::read(&path).unwrap_or_default();
         let whole = content.len() > CHECKSUM_BYTES
             && Sha256::digest(&content[CHECKSUM_BYTES..])[..] == content[..CHECKSUM_BYTES];
         let stored = content.get(CHECKSUM_BYTES..CHECKSUM_BYTES + tokens.len() * 4).unwrap_or_default();
@@ -182,14 +189,22 @@ impl DiskCache {
         let Some(entry) = self.files.remove(&hash) else { return };
         self.order.remove(&(entry.used, hash));
         self.bytes -= entry.bytes;
-        // What is gone already is what we want.
-        let _ = fs::remove_file(self.path(&hash));
+        if !self.pages.lock().withdraw(&hash) {
+            // What is gone already is what we want.
+            let _ = fs::remove_file(page_path(&self.folder, &hash));
+        }
     }
 
-    fn path(&self, hash: &PageHash) -> PathBuf {
-        let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.folder.join(name + ".page")
+    /// Forgets the pages that could not be written.
+    fn forget_failed(&mut self) {
+        let failed = std::mem::take(&mut self.pages.lock().failed);
+        failed.into_iter().for_each(|hash| self.forget(hash));
     }
+}
+
+fn page_path(folder: &Path, hash: &PageHash) -> PathBuf {
+    let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    folder.join(name + ".page")
 }
 
 fn hash_of(path: &Path) -> Option<PageHash> {
@@ -204,7 +219,7 @@ fn hash_of(path: &Path) -> Option<PageHash> {
 impl Drop for DiskCache {
     /// Waits until all is written.
     fn drop(&mut self) {
-        self.writer = None;
+        self.pages.close();
         if let Some(thread) = self.thread.take() {
             // A panic over there has been told already.
             let _ = thread.join();
@@ -212,15 +227,89 @@ impl Drop for DiskCache {
     }
 }
 
-/// Writes pages whole or not at all. A full disk costs the page and nothing else.
-fn write_all(pages: Receiver<(PathBuf, Vec<u8>)>) {
-    for (path, mut content) in pages {
-        let checksum = Sha256::digest(&content[CHECKSUM_BYTES..]);
-        content[..CHECKSUM_BYTES].copy_from_slice(&checksum);
-        let beside = path.with_extension("writing");
-        if fs::write(&beside, content).and_then(|()| fs::rename(&beside, &path)).is_err() {
-            let _ = fs::remove_file(&beside);
+/// Pages on their way to the disk, between the cache and the thread that writes them.
+#[derive(Default)]
+struct Pages {
+    queue: Mutex<Queue>,
+    /// A page waits, or none will come any more.
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<(PageHash, Vec<u8>)>,
+    /// The one that is being written, until it is there or no longer wanted.
+    current: Option<PageHash>,
+    /// Those that could not be written.
+    failed: Vec<PageHash>,
+    is_closed: bool,
+}
+
+impl Pages {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next page to be written; `None` once there are no more.
+    fn next(&self) -> Option<(PageHash, Vec<u8>)> {
+        let mut queue = self.lock();
+        loop {
+            if let Some((hash, content)) = queue.waiting.pop_front() {
+                queue.current = Some(hash);
+                return Some((hash, content));
+            }
+            if queue.is_closed {
+                return None;
+            }
+            queue = self.arrived.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    fn close(&self) {
+        self.lock().is_closed = true;
+        self.arrived.notify_one();
+    }
+}
+
+impl Queue {
+    /// Whether a page is not on disk yet.
+    fn is_under_way(&self, hash: &PageHash) -> bool {
+        self.current == Some(*hash) || self.waiting.iter().any(|(waiting, _)| waiting == hash)
+    }
+
+    /// Takes back a page that is not on disk yet; false if there is none of this hash.
+    fn withdraw(&mut self, hash: &PageHash) -> bool {
+        let was_under_way = self.is_under_way(hash);
+        self.waiting.retain(|(waiting, _)| waiting != hash);
+        self.current = self.current.filter(|current| current != hash);
+        was_under_way
+    }
+}
+
+/// Writes pages until there are no more.
+fn write_all(folder: &Path, pages: &Pages) {
+    while let Some((hash, content)) = pages.next() {
+        write(folder, pages, hash, content);
+    }
+}
+
+/// Writes a page whole or not at all. A full disk costs the page and nothing else.
+fn write(folder: &Path, pages: &Pages, hash: PageHash, mut content: Vec<u8>) {
+    let checksum = Sha256::digest(&content[CHECKSUM_BYTES..]);
+    content[..CHECKSUM_BYTES].copy_from_slice(&checksum);
+    let path = page_path(folder, &hash);
+    let beside = path.with_extension("writing");
+    let written = fs::write(&beside, content);
+    // Under the lock, so that a page that is withdrawn is either not there yet or there to be removed.
+    let mut queue = pages.lock();
+    let is_wanted = queue.current.take().is_some();
+    let is_there = is_wanted && written.and_then(|()| fs::rename(&beside, &path)).is_ok();
+    if is_wanted && !is_there {
+        queue.failed.push(hash);
+    }
+    drop(queue);
+    if !is_there {
+        let _ = fs::remove_file(&beside);
     }
 }
 
@@ -258,7 +347,7 @@ mod tests {
 
     /// Loads once the writer has written.
     fn load(cache: &mut DiskCache, hash: &PageHash, tokens: &[u32]) -> Option<Vec<u8>> {
-        while cache.contains(hash) && !cache.path(hash).exists() {
+        while cache.contains(hash) && !page_path(&cache.folder, hash).exists() {
             std::thread::yield_now();
         }
         cache.load(hash, tokens)
@@ -291,11 +380,68 @@ mod tests {
             load(&mut cache, hash, &[i]).unwrap();
         }
         assert!(!cache.contains(&hashes[0]) && cache.bytes <= 500);
-        let path = cache.path(&hashes[1]);
+        let path = page_path(folder.path(), &hashes[1]);
         let mut content = fs::read(&path).unwrap();
         content[60] ^= 1;
         fs::write(&path, content).unwrap();
         assert_eq!(cache.load(&hashes[1], &[1]), None);
         assert!(!path.exists() && cache.contains(&hashes[2]));
+    }
+
+    /// Waits until nothing is under way, and stops the writer: what is stored from then on waits.
+    fn stop_writing(cache: &mut DiskCache) {
+        cache.pages.close();
+        cache.thread.take().unwrap().join().unwrap();
+    }
+
+    /// Bytes of the pages in a folder.
+    fn bytes_on_disk(folder: &Path) -> u64 {
+        let pages = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+        pages.filter(|entry| hash_of(&entry.path()).is_some()).map(|entry| entry.metadata().unwrap().len()).sum()
+    }
+
+    #[test]
+    fn a_page_that_could_not_be_written_or_is_gone_can_be_stored_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let hash = page_hash(&PageHash::default(), &[1]);
+        let path = page_path(folder.path(), &hash);
+        let mut cache = open(folder.path(), 1000, "a").unwrap();
+        // A folder stands where the file is to be made.
+        fs::create_dir(path.with_extension("writing")).unwrap();
+        assert!(cache.store(hash, &[1], &[7; 100]));
+        while cache.contains(&hash) {
+            assert_eq!(cache.load(&hash, &[1]), None);
+            std::thread::yield_now();
+        }
+        assert_eq!(cache.bytes, 0);
+        fs::remove_dir(path.with_extension("writing")).unwrap();
+        for _ in 0..2 {
+            assert!(cache.store(hash, &[1], &[7; 100]));
+            assert_eq!(load(&mut cache, &hash, &[1]).unwrap(), [7; 100]);
+            // Somebody tidies up.
+            fs::remove_file(&path).unwrap();
+            assert_eq!((cache.load(&hash, &[1]), cache.contains(&hash), cache.bytes), (None, false, 0));
+        }
+    }
+
+    #[test]
+    fn the_bound_holds_where_the_disk_is_slow() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cache = open(folder.path(), 500, "a").unwrap();
+        stop_writing(&mut cache);
+        let hashes: Vec<PageHash> = (0..6).map(|i| page_hash(&PageHash::default(), &[i])).collect();
+        let mut store = |i: u32| assert!(cache.store(hashes[i as usize], &[i], &[0; 150]));
+        (0..4).for_each(&mut store);
+        // One of those that are left is given up while it is being written.
+        let (hash, content) = cache.pages.next().unwrap();
+        assert_eq!(hash, hashes[2]);
+        let mut store = |i: u32| assert!(cache.store(hashes[i as usize], &[i], &[0; 150]));
+        (4..6).for_each(&mut store);
+        write(folder.path(), &cache.pages, hash, content);
+        assert_eq!(bytes_on_disk(folder.path()), 0);
+        write_all(folder.path(), &cache.pages);
+        assert_eq!((bytes_on_disk(folder.path()), cache.bytes), (2 * 186, 2 * 186));
+        assert_eq!(cache.load(&hashes[5], &[5]).unwrap(), [0; 150]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "two pages, and what they belong to");
     }
 }
