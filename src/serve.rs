@@ -64,7 +64,7 @@ pub struct Args {
     #[arg(long, value_name = "TOKENS")]
     max_prompt: Option<usize>,
     /// Requests that may wait for a model; more get 429
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
     max_requests: usize,
     /// Answers that a model writes at the same time; more wait
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024).map(usize::from))]

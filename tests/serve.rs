@@ -25,6 +25,7 @@ fn options_that_cannot_be_are_named() {
     octet(["serve", text(&model), "--port", "0", "--tls-cert", text(&pem), "--tls-key", text(&pem)])
         .refused_naming(&["cert.pem"]);
     octet(["serve", text(&model), "--tls-cert", text(&pem)]).refused_naming(&["--tls-key"]);
+    octet(["serve", text(&model), "--port", "0", "--max-requests", "0"]).refused_naming(&["--max-requests", "0"]);
 }
 
 #[test]
