@@ -269,10 +269,8 @@ fn loader(args: &Args) -> Loader {
         let load_anyway = load_anyway || anyway;
         let options =
             RunOptions { threads, context, kv, quantize, chunk, experts_per_token: None, adapter: None, load_anyway };
-        let disk_cache = cache.as_ref().map(|folder| DiskCacheOptions {
-            folder: folder.join(path.file_name().unwrap_or_default()),
-            bytes: cache_bytes,
-        });
+        let cache_folder = cache.as_ref().map(|folder| folder.join(cache_name(path)));
+        let disk_cache = cache_folder.map(|folder| DiskCacheOptions { folder, bytes: cache_bytes });
         let engine = EngineOptions {
             kv_bytes,
             max_queue,
@@ -284,6 +282,16 @@ fn loader(args: &Args) -> Loader {
         };
         load(path, &options, adapters, engine).map_err(failure)
     })
+}
+
+/// The name of a model's own folder in the cache: that of its file, and since many are called model.safetensors, a hash of
+/// where it lies.
+fn cache_name(model: &Path) -> String {
+    use sha2::{Digest, Sha256};
+    let full = model.canonicalize().unwrap_or_else(|_| model.to_owned());
+    let name = full.file_name().unwrap_or_default().to_string_lossy();
+    let place = Sha256::digest(full.as_os_str().as_encoded_bytes());
+    format!("{name}-{}", crate::format::hex(&place[..4]))
 }
 
 fn failure(error: anyhow::Error) -> LoadFailure {

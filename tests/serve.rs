@@ -2,7 +2,7 @@
 
 mod scratch;
 
-use scratch::{Scratch, fixtures, octet, text};
+use scratch::{Scratch, Serving, fixtures, octet, text};
 
 #[test]
 fn without_keys_only_this_machine_may_come_in() {
@@ -39,6 +39,27 @@ fn peers_are_named_with_addresses_and_keys_that_exist() {
     let unset = ["--peer", "other=http://x", "--peer-key", "other=OCTET_TEST_NO_SUCH_KEY"];
     serve(&unset).refused_naming(&["OCTET_TEST_NO_SUCH_KEY is not set"]);
     serve(&["--data", "x", "--no-history"]).refused_naming(&["--data", "--no-history"]);
+}
+
+/// Two files of one name have a folder each of the cache, at the same time and one after the other.
+#[test]
+fn models_of_one_file_name_share_a_cache() {
+    let scratch = Scratch::new();
+    let tokenizer = scratch::bytes_tokenizer().to_string();
+    let [a, b] = [("a", "mixtral-8x2"), ("b", "mixtral-4x3")].map(|(name, fixture)| {
+        let model = scratch.copy_of(fixture, name);
+        scratch.file(&format!("{name}/tokenizer.json"), &tokenizer);
+        format!("{name}={}", text(&model.join("model.safetensors")))
+    });
+    let cache = scratch.path("cache");
+    let options = ["--cache", text(&cache), "--no-history"];
+    drop(Serving::new(&[&a, &b], &options));
+    drop(Serving::new(&[&b], &options));
+    let mut folders: Vec<_> =
+        std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    folders.sort();
+    assert_eq!(folders.len(), 2, "{folders:?}");
+    assert!(folders.iter().all(|name| name.starts_with("model.safetensors-")), "{folders:?}");
 }
 
 #[test]
