@@ -325,6 +325,9 @@ fn speed(
 fn multiply_adds(pool: &ThreadPool, kind: ElementType, dim: usize) -> f64 {
     const ROWS: usize = 4096;
     const TOKENS: usize = 64;
+    // A row of any length is multiplied at the same speed from some length on, and there is no bound to what a file may say.
+    const MAX_DIM: usize = 1 << 14;
+    let dim = dim.min(MAX_DIM);
     let matrix = PackedMatrix::pack(pool, kind, ROWS, dim, &|_: std::ops::Range<usize>, out: &mut [u8]| out.fill(0));
     let mut activations = Activations::new();
     activations.set(pool, &vec![1.0; TOKENS * dim], dim, Reads::of([&matrix]));

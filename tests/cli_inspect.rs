@@ -141,6 +141,18 @@ fn plan_tells_what_tuning_takes() {
 }
 
 #[test]
+fn plan_measures_no_more_than_there_is_memory_for() {
+    let scratch = Scratch::new();
+    let wide = serde_json::json!({"dim": 1u32 << 31, "n_layers": 1, "head_dim": 2, "hidden_dim": 2, "n_heads": 1, "n_kv_heads": 1,
+                                  "vocab_size": 2, "norm_eps": 1e-5});
+    let params = scratch.file("params.json", wide.to_string());
+    for more in [&[][..], &["--quantize", "Q4_K_M"]] {
+        let report = json([&["plan", text(&params), "--json"], more].concat());
+        assert!(report["speed"]["multiply_adds"].as_f64().unwrap() > 0.0, "{report}");
+    }
+}
+
+#[test]
 fn plan_adds_up() {
     let scratch = Scratch::new();
     let params = scratch.file("params.json", ANNOUNCED);
