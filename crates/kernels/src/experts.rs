@@ -41,7 +41,7 @@ pub struct Routes<'a> {
     pub weights: &'a [f32],
     /// Experts of a token.
     pub per_token: usize,
-    /// Low-rank changes of the experts for some of the tokens; `x` has to hold what their `A` reads.
+    /// Low-rank changes of the experts for some of the tokens, in their order; `x` has to hold what their `A` reads.
     pub changes: &'a [ExpertsChange<'a>],
 }
 
@@ -95,7 +95,7 @@ const GATE_UP_TOKENS: usize = 256;
 /// With one expert, `per_token` 1 and weights 1 this is the feed-forward block of a dense model.
 ///
 /// # Panics
-/// If shapes do not agree, or an index of `routes` is no expert.
+/// If shapes do not agree, an index of `routes` is no expert, or its changes are out of order or hold for the same tokens.
 pub fn experts<'a>(
     pool: &ThreadPool,
     experts: impl ExactSizeIterator<Item = Expert<'a>> + Clone + Sync,

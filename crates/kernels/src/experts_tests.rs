@@ -225,3 +225,13 @@ fn indices_are_checked() {
     let routes = Routes { experts: &[3], weights: &[1.0], per_token: 1, changes: &[] };
     layer.run(Instructions::best(), &ThreadPool::new(1), &mut ExpertScratch::default(), &[0.0; 32], &routes);
 }
+
+#[test]
+#[should_panic(expected = "changes of 1..3 after those before 2")]
+fn changes_of_the_same_tokens_are_refused() {
+    let layer = Layer::new([ElementType::Q8_0; 3], 3, 32, 32, &mut Random(13));
+    let none: Vec<ExpertChange> = (0..3).map(|_| ExpertChange::default()).collect();
+    let changes = [0..2, 1..3].map(|tokens| ExpertsChange { tokens, experts: &none });
+    let routes = Routes { experts: &[0; 3], weights: &[1.0; 3], per_token: 1, changes: &changes };
+    layer.run(Instructions::best(), &ThreadPool::new(1), &mut ExpertScratch::default(), &[0.0; 3 * 32], &routes);
+}

@@ -54,8 +54,7 @@ impl<'a> FloatMatrix<'a> {
     /// # Panics
     /// If the slice is no whole number of rows.
     pub fn new(values: &'a [f32], cols: usize) -> FloatMatrix<'a> {
-        let rows = values.len().checked_div(cols).unwrap_or(0);
-        FloatMatrix::strided(values, rows, cols, cols)
+        FloatMatrix::strided(values, whole_rows(values.len(), cols), cols, cols)
     }
 
     /// Rows of `cols` elements that begin `row_stride` elements apart.
@@ -72,8 +71,8 @@ impl<'a> FloatMatrix<'a> {
     /// # Panics
     /// If the slice is no whole number of rows.
     pub fn bf16(bytes: &'a [u8], cols: usize) -> FloatMatrix<'a> {
-        let rows = (bytes.len() / 2).checked_div(cols).unwrap_or(0);
-        assert_eq!(bytes.len(), 2 * rows * cols, "whole rows of {cols}");
+        assert!(bytes.len().is_multiple_of(2), "two bytes each");
+        let rows = whole_rows(bytes.len() / 2, cols);
         FloatMatrix { values: Values::Bf16(bytes), rows, cols, row_stride: cols, col_stride: 1 }
     }
 
@@ -121,8 +120,11 @@ pub struct FloatMatrixMut<'a> {
 
 impl<'a> FloatMatrixMut<'a> {
     /// `values [rows, cols]`, row after row.
+    ///
+    /// # Panics
+    /// If the slice is no whole number of rows.
     pub fn new(values: &'a mut [f32], cols: usize) -> FloatMatrixMut<'a> {
-        let rows = values.len().checked_div(cols).unwrap_or(0);
+        let rows = whole_rows(values.len(), cols);
         FloatMatrixMut::strided(values, rows, cols, cols)
     }
 
@@ -136,9 +138,21 @@ impl<'a> FloatMatrixMut<'a> {
     }
 }
 
+/// Rows of `cols` elements in `len`.
+fn whole_rows(len: usize, cols: usize) -> usize {
+    let rows = len.checked_div(cols).unwrap_or(0);
+    assert_eq!(len, rows * cols, "whole rows of {cols}");
+    rows
+}
+
+/// What the unsafe code below rests on: every row lies in the slice, and none in another.
 fn check_bounds(len: usize, rows: usize, cols: usize, row_stride: usize) {
-    let end = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * row_stride + cols };
-    assert!(end <= len && cols <= row_stride.max(cols.min(1)), "{rows} rows of {cols}, {row_stride} apart, in {len}");
+    let end = match rows.checked_sub(1) {
+        Some(before) if cols > 0 => before.checked_mul(row_stride).and_then(|start| start.checked_add(cols)),
+        _ => Some(0),
+    };
+    let is_inside = end.is_some_and(|end| end <= len) && (rows < 2 || cols <= row_stride);
+    assert!(is_inside, "{rows} rows of {cols}, {row_stride} apart, in {len}");
 }
 
 /// What becomes of the numbers that the result's place held.
@@ -420,5 +434,33 @@ mod tests {
             let one = run(1);
             assert!([2, 4, 7].into_iter().all(|threads| run(threads) == one), "{m} {n} {k}");
         }
+    }
+
+    /// Whether something is refused by a panic.
+    fn panics(make: impl FnOnce() + std::panic::UnwindSafe) -> bool {
+        std::panic::catch_unwind(make).is_err()
+    }
+
+    #[test]
+    fn rows_that_overlap_or_lie_outside_are_refused() {
+        let strided = |rows, cols, row_stride| {
+            let read = panics(move || _ = FloatMatrix::strided(&[0.0; 600], rows, cols, row_stride));
+            let write = panics(move || _ = FloatMatrixMut::strided(&mut [0.0; 600], rows, cols, row_stride));
+            assert_eq!(read, write, "{rows} rows of {cols}, {row_stride} apart");
+            read
+        };
+        assert!(!strided(600, 1, 1) && !strided(1, 600, 0) && !strided(0, 7, 3) && !strided(7, 0, 0));
+        assert!(strided(600, 1, 0), "all rows are one");
+        assert!(strided(3, 5, 4) && strided(601, 1, 1) && strided(2, 300, 301));
+        // (rows - 1) * row_stride is 2^64, which would be 0.
+        assert!(strided(5, 1, 1 << 62) && strided(2, 2, usize::MAX));
+    }
+
+    #[test]
+    fn no_part_of_a_row_is_passed_over() {
+        assert!(panics(|| _ = FloatMatrix::new(&[0.0; 7], 3)) && panics(|| _ = FloatMatrix::new(&[0.0; 7], 0)));
+        assert!(panics(|| _ = FloatMatrixMut::new(&mut [0.0; 7], 3)));
+        assert!(panics(|| _ = FloatMatrix::bf16(&[0; 7], 3)) && panics(|| _ = FloatMatrix::bf16(&[0; 8], 3)));
+        assert!(!panics(|| _ = FloatMatrix::new(&[0.0; 6], 3)) && !panics(|| _ = FloatMatrix::new(&[], 0)));
     }
 }

@@ -14,7 +14,7 @@ use crate::{LowRank, ThreadPool};
 /// Low-rank changes of all experts of a layer, for consecutive tokens of a batch.
 #[derive(Clone)]
 pub struct ExpertsChange<'a> {
-    /// Tokens that they hold for.
+    /// Tokens that they hold for: none that another change holds for too.
     pub tokens: Range<usize>,
     /// One for each expert.
     pub experts: &'a [ExpertChange],
@@ -81,6 +81,9 @@ pub(super) struct Changes<'a> {
 
 impl ChangeScratch {
     /// Finds which slots are changed.
+    ///
+    /// # Panics
+    /// If changes are not in the order of their tokens, or two hold for the same ones: threads would share their rows.
     pub(super) fn set<'a>(
         &'a mut self,
         instructions: Instructions,
@@ -88,6 +91,14 @@ impl ChangeScratch {
         active: &'a [Active],
         slots: &[Slot],
     ) -> Changes<'a> {
+        let mut end = 0;
+        for ExpertsChange { tokens, .. } in changes {
+            assert!(
+                end <= tokens.start && tokens.start <= tokens.end,
+                "changes of {tokens:?} after those before {end}"
+            );
+            end = tokens.end;
+        }
         self.pieces.clear();
         for (index, of) in active.iter().enumerate() {
             let slots = &slots[of.slots()];
