@@ -60,14 +60,14 @@ impl Footprint {
         let tokens = (usage.context * usage.users) as u64;
         Footprint {
             weights: weights_bytes(params, element_type),
-            kv_cache: tokens * kv_bytes_per_token(params, usage.kv),
+            kv_cache: tokens.saturating_mul(kv_bytes_per_token(params, usage.kv)),
             buffers: PROGRAM_BYTES + buffers_bytes(params, usage.chunk.min(usage.context)),
         }
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.kv_cache + self.buffers
+        self.weights.saturating_add(self.kv_cache).saturating_add(self.buffers)
     }
 }
 
@@ -136,11 +136,12 @@ fn tensor_bytes(params: &Params, name: TensorName, element_type: ElementType) ->
     rows as u64 * element_type.row_bytes(cols).unwrap_or(cols * 4) as u64
 }
 
-/// Bytes that a token's keys and values take over all layers.
+/// Bytes that a token's keys and values take over all layers; of a shape for which there is no such number, the largest.
 pub fn kv_bytes_per_token(params: &Params, kind: KvType) -> u64 {
     const PAGE_TOKENS: usize = octet_model::KvCache::PAGE_TOKENS;
-    let page = KvPages::new(kind, params.n_layers, params.n_kv_heads, params.head_dim, PAGE_TOKENS, 1);
-    page.map_or(0, |page| page.bytes_per_token() as u64)
+    // Of no page: it is the size that is asked for, and no memory.
+    let pages = KvPages::new(kind, params.n_layers, params.n_kv_heads, params.head_dim, PAGE_TOKENS, 0);
+    pages.map_or(u64::MAX, |pages| pages.bytes_per_token() as u64)
 }
 
 /// Bytes of the buffers through which `chunk` tokens pass: in f32, the residual stream and its norm, queries, keys, values
@@ -152,4 +153,21 @@ fn buffers_bytes(params: &Params, chunk: usize) -> u64 {
     let attention = 3 * params.dim + 2 * queries + 2 * keys;
     let experts = per_token * (2 * params.hidden_dim + params.dim);
     4 * (chunk * (attention + experts) + params.vocab_size) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A page of 2^48 bytes is more than any process of today can map.
+    #[test]
+    fn keys_and_values_count_where_no_page_of_them_could_be_had() {
+        let shape = crate::synth::params_of("mixtral-8x7b").unwrap();
+        let tokens = |params: &Params| kv_bytes_per_token(params, KvType::F16);
+        assert_eq!(tokens(&shape), 128 << 10);
+        let wide = Params { n_layers: 1 << 16, n_kv_heads: 1 << 12, head_dim: 1 << 12, ..shape.clone() };
+        assert_eq!(tokens(&wide), 1 << 42);
+        let usage = Use { context: usize::MAX >> 12, users: 4096, kv: KvType::F16, chunk: 512 };
+        assert_eq!(Footprint::new(&wide, |_| ElementType::BF16, &usage).total(), u64::MAX);
+    }
 }

@@ -172,7 +172,7 @@ fn report(args: &Args, params: &Params, element_type: impl Fn(TensorName) -> Ele
     let sizes = Mix::all().map(|mix| mix_size(mix, params, &usage, memory)).collect();
     let kv_size = |kind: KvType| {
         let bytes_per_token = footprint::kv_bytes_per_token(params, kind);
-        KvSize { kind: kind.name(), bytes_per_token, bytes_at_32k: bytes_per_token * 32_768 }
+        KvSize { kind: kind.name(), bytes_per_token, bytes_at_32k: bytes_per_token.saturating_mul(32_768) }
     };
     Report {
         model: args.model.clone(),

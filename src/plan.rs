@@ -272,7 +272,7 @@ fn longest_context(
 ) -> usize {
     let empty = Footprint { kv_cache: 0, ..Footprint::new(params, element_type, usage) };
     let free = memory.available.saturating_sub(empty.total());
-    let per_token = footprint::kv_bytes_per_token(params, usage.kv).max(1) * usage.users as u64;
+    let per_token = footprint::kv_bytes_per_token(params, usage.kv).max(1).saturating_mul(usage.users as u64);
     ((free / per_token) as usize).min(usage.context) / 64 * 64
 }
 
@@ -309,8 +309,9 @@ fn speed(
     let expert = element_type(TensorName::Layer(0, LayerTensor::Expert(0, ExpertMatrix::W1)));
     let Measured { read_bandwidth, multiply_adds } = measure(expert, params.dim);
     let active_bytes = footprint::active_bytes(params, &element_type, 1);
-    let step_bytes = footprint::active_bytes(params, &element_type, usage.users)
-        + (usage.users * usage.context / 2) as u64 * footprint::kv_bytes_per_token(params, usage.kv);
+    let half_full = (usage.users * usage.context / 2) as u64;
+    let kv_bytes = half_full.saturating_mul(footprint::kv_bytes_per_token(params, usage.kv));
+    let step_bytes = footprint::active_bytes(params, &element_type, usage.users).saturating_add(kv_bytes);
     let embeddings = (params.vocab_size * params.dim) as u64;
     Speed {
         read_bandwidth,

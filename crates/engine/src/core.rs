@@ -280,7 +280,7 @@ fn sizes(options: &EngineOptions, config: &Config) -> Result<(usize, usize), Err
     let open = &options.open;
     let own = config.context_length.unwrap_or(OpenOptions::DEFAULT_CONTEXT);
     let context = open.context.unwrap_or(own.min(OpenOptions::DEFAULT_CONTEXT));
-    let per_token = KvCache::new(config, open.kv, KvCache::PAGE_TOKENS)?.bytes_per_token();
+    let per_token = KvCache::new(config, open.kv, 0)?.bytes_per_token();
     let Some(bytes) = options.kv_bytes else {
         let contexts = options.max_running.min(4);
         return Ok((context, (contexts * context).min(DEFAULT_BYTES / per_token).max(context)));
