@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo recipe page page-test test lint unit clients docs bench clean-demo
+.PHONY: help demo recipe page binary page-test test lint unit clients docs bench clean-demo
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,6 @@ recipe: ## Train the demo's model on real text, then SFT, then DPO: make recipe 
 page: ## Build the page that the server hands to browsers
 	@if command -v npm >/dev/null; then web/build; else echo "no npm: the server is built without its page" >&2; fi
 
-# The test runner comes last, so that its summary is the last thing on the screen.
 test: page lint docs page-test unit clients ## Run every check and every test
 
 lint: ## Check the format, and clippy with warnings denied
@@ -38,12 +37,14 @@ unit: ## Run unit, golden, property, command-line and tidy tests
 		set -x; $(CARGO) test --locked --workspace --lib --bins --tests --no-fail-fast; \
 	fi
 
-page-test: page ## Run the page in Chromium against the server, with a real small model
-	$(CARGO) build --locked
+# With a test beside it, dependencies have the features that tests ask for: those of `unit`, so nothing is compiled twice.
+binary:
+	$(CARGO) build --locked --workspace --bins --test tidy
+
+page-test: page binary ## Run the page in Chromium against the server, with a real small model
 	PYTHON="$(PYTHON)" tests/page/run
 
-clients: ## Run the official clients of four APIs against the server, with a real small model
-	$(CARGO) build --locked
+clients: binary ## Run the official clients of four APIs against the server, with a real small model
 	PYTHON="$(PYTHON)" tests/clients/run
 
 bench: ## Measure speed: make bench MODEL=file.gguf [PEERS="--peer NAME=path/to/llama-bench"]
