@@ -125,8 +125,8 @@ impl App {
 
 /// Bounds the work that is not the engine's: rendering and tokenizing run where they may take their time.
 static TEXT_WORK: Semaphore = Semaphore::const_new(4);
-/// The same of models that come and go, and of plans, which take seconds: nobody's prompt is to wait for them.
-static MODEL_WORK: Semaphore = Semaphore::const_new(4);
+/// The same of plans, which take seconds: nobody's prompt is to wait for them.
+static PLAN_WORK: Semaphore = Semaphore::const_new(4);
 
 /// Runs `work` on texts on a thread for it.
 ///
@@ -138,14 +138,14 @@ pub async fn text_work<T: Send + 'static>(
     bounded(&TEXT_WORK, work).await
 }
 
-/// Runs `work` on models, which takes its time, on a thread for it.
+/// Runs `work` on plans, which takes its time, on a thread for it.
 ///
 /// # Errors
 /// What `work` refuses.
-pub async fn model_work<T: Send + 'static>(
+pub async fn plan_work<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
-    bounded(&MODEL_WORK, work).await
+    bounded(&PLAN_WORK, work).await
 }
 
 async fn bounded<T: Send + 'static>(

@@ -97,15 +97,23 @@ pub async fn load(models: &Arc<Models>, name: &str, anyway: bool) -> Result<(), 
     in_time(models, name, move |models, name| models.load(name, anyway)).await
 }
 
-/// Loads on a thread that may take its time; goes on to the end even where nobody waits any more.
+/// Lets go of the model of the entry of this name; waits until its answers have ended and its memory is free.
+///
+/// # Errors
+/// There is none.
+pub async fn unload(models: &Arc<Models>, name: &str) -> Result<(), Refusal> {
+    in_time(models, name, Models::unload).await
+}
+
+/// Loads or unloads on a thread that may take its time; goes on to the end even where nobody waits any more.
 async fn in_time(
     models: &Arc<Models>,
     name: &str,
-    load: impl FnOnce(&Models, &str) -> Result<(), Refusal> + Send + 'static,
+    change: impl FnOnce(&Models, &str) -> Result<(), Refusal> + Send + 'static,
 ) -> Result<(), Refusal> {
     let (models, name) = (models.clone(), name.to_owned());
-    let loaded = tokio::task::spawn_blocking(move || load(&models, &name)).await;
-    loaded.unwrap_or_else(|_| Err(Refusal::internal("loading the model failed; the log tells why")))
+    let changed = tokio::task::spawn_blocking(move || change(&models, &name)).await;
+    changed.unwrap_or_else(|_| Err(Refusal::internal("the model's thread broke off; the log tells why")))
 }
 
 /// Waits while the model is on its way in or out.

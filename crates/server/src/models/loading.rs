@@ -44,8 +44,8 @@ impl Models {
     /// Marks the model as being loaded, if it is not in memory and has not failed; [`Models::open`] has to follow then.
     pub fn begin(&self, name: &str) -> bool {
         let mut entries = self.write();
-        let entry = entries.iter_mut().find(|entry| entry.name == name);
-        let Some(entry) = entry.filter(|entry| matches!(entry.slot, Slot::Unloaded)) else { return false };
+        let entry = own(&mut entries, name).filter(|entry| matches!(entry.slot, Slot::Unloaded));
+        let Some(entry) = entry else { return false };
         self.put(entry, Slot::Loading);
         true
     }
@@ -77,7 +77,7 @@ impl Models {
                 (Slot::Failed(failure), Err(refusal))
             }
         };
-        if let Some(entry) = self.write().iter_mut().find(|entry| entry.name == name) {
+        if let Some(entry) = own(&mut self.write(), name) {
             self.put(entry, slot);
         }
         outcome
@@ -121,8 +121,7 @@ impl Models {
     pub fn end(&self, model: &Model) {
         model.engine.drain(UNLOAD_PATIENCE);
         let mut entries = self.write();
-        let entry = entries.iter_mut().find(|entry| entry.name == model.name);
-        if let Some(entry) = entry.filter(|entry| matches!(entry.slot, Slot::Unloading)) {
+        if let Some(entry) = own(&mut entries, &model.name).filter(|entry| matches!(entry.slot, Slot::Unloading)) {
             self.put(entry, Slot::Unloaded);
         }
     }
@@ -146,7 +145,7 @@ impl Models {
     /// Counts one less. The last one may take the model out: it goes to [`Models::end`] then.
     pub fn leave(&self, name: &str, afterwards: Afterwards) -> Option<Arc<Model>> {
         let mut entries = self.write();
-        let entry = entries.iter_mut().find(|entry| entry.name == name)?;
+        let entry = own(&mut entries, name)?;
         entry.users = entry.users.saturating_sub(1);
         let is_to_go = afterwards == Afterwards::Unload && entry.users == 0 && matches!(entry.slot, Slot::Ready(_));
         if is_to_go { self.take_out(entry) } else { None }
@@ -172,8 +171,13 @@ impl Models {
     }
 }
 
+/// The entry of this name, which is its own and no alias.
+fn own<'a>(entries: &'a mut [Entry], name: &str) -> Option<&'a mut Entry> {
+    entries.iter_mut().find(|entry| entry.name == name)
+}
+
 fn add_user(entries: &mut [Entry], name: &str) {
-    if let Some(entry) = entries.iter_mut().find(|entry| entry.name == name) {
+    if let Some(entry) = own(entries, name) {
         entry.users += 1;
     }
 }

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
-use crate::app::{Shared, model_work};
+use crate::app::{Shared, plan_work};
 use crate::fields::{Body, fields};
 use crate::models::{Entry, Slot};
 use crate::on_demand;
@@ -129,8 +129,7 @@ pub async fn load(
 /// # Errors
 /// No such model.
 pub async fn unload(State(app): State<Shared>, Path(name): Path<String>) -> Result<Json<Value>, Refusal> {
-    let of = app.clone();
-    model_work(move || of.models.unload(&name)).await?;
+    on_demand::unload(&app.models, &name).await?;
     Ok(state(State(app)).await)
 }
 
@@ -160,6 +159,6 @@ pub async fn plan(State(app): State<Shared>, request: axum::extract::Request) ->
         }
         None => {}
     }
-    let planned = model_work(move || (app.planner)(asked).map_err(|why| Refusal::new(Fault::Invalid, why)));
+    let planned = plan_work(move || (app.planner)(asked).map_err(|why| Refusal::new(Fault::Invalid, why)));
     planned.await.map(Json)
 }

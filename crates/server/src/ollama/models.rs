@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::lines::Lines;
-use crate::app::{Shared, text_work};
+use crate::app::Shared;
 use crate::fields::{Body, Unsupported, fields};
 use crate::ids;
 use crate::models::Facts;
@@ -140,8 +140,7 @@ pub async fn touch(app: &Shared, lines: Lines, afterwards: Afterwards) -> Result
             "load"
         }
         Afterwards::Unload => {
-            let of = app.clone();
-            text_work(move || of.models.unload(&own)).await?;
+            on_demand::unload(&app.models, &own).await?;
             "unload"
         }
     };
