@@ -115,7 +115,6 @@ impl Model {
     /// # Errors
     /// The first fault.
     pub fn check(&self, ask: &Ask, most: Option<usize>) -> Result<(), Refusal> {
-        let context = self.facts.context;
         for prompt in &ask.prompts {
             if prompt.is_empty() {
                 return Err(Refusal::field("prompt", "the prompt is empty; give at least one token"));
@@ -124,17 +123,7 @@ impl Model {
                 let last = self.facts.vocab_size - 1;
                 return Err(Refusal::field("prompt", format!("token {id} does not exist; ids go up to {last}")));
             }
-            let limit = most.unwrap_or(usize::MAX);
-            if prompt.len() >= context || prompt.len() > limit {
-                let n = prompt.len();
-                let message = match n >= context {
-                    true => {
-                        format!("the prompt has {n} tokens and the context of {} only {context}; shorten it", self.name)
-                    }
-                    false => format!("the prompt has {n} tokens and this server takes {limit}; shorten it"),
-                };
-                return Err(Refusal::new(Fault::ContextTooLong, message));
-            }
+            self.check_length("the prompt", prompt.len(), most)?;
         }
         if let Some(top) = ask.logprobs.filter(|_| ask.echo) {
             let told = ask.prompts.iter().map(Vec::len).sum::<usize>() * ask.n * (1 + top);
@@ -156,6 +145,19 @@ impl Model {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Checks that what has `n` tokens leaves room in the context, and is no longer than the limit.
+    ///
+    /// # Errors
+    /// It does not; both counts.
+    pub fn check_length(&self, what: &str, n: usize, most: Option<usize>) -> Result<(), Refusal> {
+        let room = match (self.facts.context, most) {
+            (context, _) if n >= context => format!("the context of {} only {context}", self.name),
+            (_, Some(most)) if n > most => format!("this server takes {most}"),
+            _ => return Ok(()),
+        };
+        Err(Refusal::new(Fault::ContextTooLong, format!("{what} has {n} tokens and {room}; shorten it")))
     }
 
     /// A prompt of these ids, for those who want to see it: the pieces joined, as in Mistral's chat formats.

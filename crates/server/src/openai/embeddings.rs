@@ -15,7 +15,7 @@ use crate::ids;
 use crate::limits::Place;
 use crate::models::Model;
 use crate::on_demand::Use;
-use crate::refusal::{Fault, Refusal};
+use crate::refusal::Refusal;
 
 fields! {
     /// Texts to embed.
@@ -101,7 +101,12 @@ pub async fn embed(app: &Shared, caller: &Caller, model: &Arc<Model>, input: Val
     })
     .await?;
     let tokens = all.iter().map(Vec::len).sum();
-    check(&all, model, app.limits.prompt_tokens)?;
+    for n in all.iter().map(Vec::len) {
+        if n == 0 {
+            return Err(Refusal::field("input", "a text of input is empty"));
+        }
+        model.check_length("a text of input", n, app.limits.prompt_tokens)?;
+    }
     let _place = Place::take(caller.key.as_ref())?;
     let _using = Use::of(&app.models, model);
     let mut vectors = Vec::with_capacity(all.len());
@@ -117,25 +122,6 @@ pub async fn embed(app: &Shared, caller: &Caller, model: &Arc<Model>, input: Val
     }
     app.metrics.count_embedding(&model.name, tokens);
     Ok(Embedded { vectors, tokens })
-}
-
-/// Whether all texts can be embedded.
-fn check(all: &[Vec<u32>], model: &Model, most: Option<usize>) -> Result<(), Refusal> {
-    let context = model.facts.context;
-    for n in all.iter().map(Vec::len) {
-        if n == 0 {
-            return Err(Refusal::field("input", "a text of input is empty"));
-        }
-        if n >= context {
-            let message = format!("a text of input has {n} tokens and the context of {} only {context}", model.name);
-            return Err(Refusal::new(Fault::ContextTooLong, message));
-        }
-        if let Some(most) = most.filter(|&most| n > most) {
-            let message = format!("a text of input has {n} tokens and this server takes {most}; shorten it");
-            return Err(Refusal::new(Fault::ContextTooLong, message));
-        }
-    }
-    Ok(())
 }
 
 enum Input {
