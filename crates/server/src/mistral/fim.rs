@@ -46,13 +46,13 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
     let model = app.models.get(fields.model.as_deref())?;
     let (before, after) = (fields.prompt.unwrap_or_default(), fields.suffix.unwrap_or_default());
     let writer = model.clone();
-    let prompt = text_work(move || Ok(writer.prompt_of(writer.fill(&before, &after)?))).await?;
-    let mut ask = Ask::new(prompt.ids.clone(), TextStart::Continued);
+    let ids = text_work(move || writer.fill(&before, &after)).await?;
+    let mut ask = Ask::new(ids, TextStart::Continued);
     sampling.apply(&mut ask, Dialect::Mistral)?;
     octet.apply(&mut ask)?;
     ask.ending.max_tokens = max_tokens(fields.max_tokens)?;
     let answer = app.answer(&caller, &model, &ask)?;
-    let head = Head::new("fim-", &model.name, &ask, vec![prompt]);
+    let head = Head::new("fim-", &model.name, &ask, || vec![model.prompt_of(ask.prompts[0].clone())]);
     if fields.stream == Some(true) {
         let writer = ChatWriter::new(head, Dialect::Mistral, StreamOptions::default(), String::new(), 1);
         return Ok(stream::respond(answer, writer, app.patience()));

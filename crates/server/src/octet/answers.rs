@@ -131,7 +131,7 @@ pub async fn begin(
 ) -> Result<(StatusCode, Json<Value>), Refusal> {
     let request = chat::read(&app, Dialect::OpenAi, body).await?;
     let answer = app.answer(&caller, &request.model, &request.ask)?;
-    let head = Head::new("chatcmpl-", &request.model.name, &request.ask, vec![request.prompt]);
+    let head = Head::new("chatcmpl-", &request.model.name, &request.ask, || vec![request.prompt]);
     let id = ids::long("answer_");
     let options = StreamOptions { include_usage: true, ..StreamOptions::default() };
     let writer = ChatWriter::new(head, Dialect::OpenAi, options, String::new(), request.ask.choices());

@@ -104,7 +104,7 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, body: Body) -> Re
     let dialect = caller.dialect;
     let ChatRequest { model, ask, prompt, stream, prefix } = read(&app, dialect, body).await?;
     let answer = app.answer(&caller, &model, &ask)?;
-    let head = Head::new("chatcmpl-", &model.name, &ask, vec![prompt]);
+    let head = Head::new("chatcmpl-", &model.name, &ask, || vec![prompt]);
     match stream {
         None => {
             let whole = stream::whole(answer).await?;

@@ -83,10 +83,9 @@ pub async fn handle(State(app): State<Shared>, caller: Caller, mut body: Body) -
         return Err(Refusal::field("max_tokens", "max_tokens is 0, which only makes sense with echo: true"));
     }
     let stream = stream_options(fields.stream, fields.stream_options)?;
-    let exact = if ask.wants.prompt { exact(&model, &ask.prompts, &texts, is_filled) } else { Vec::new() };
+    let head = Head::new("cmpl-", &model.name, &ask, || exact(&model, &ask.prompts, &texts, is_filled));
     let texts = if ask.echo { texts } else { vec![String::new(); texts.len()] };
     let answer = app.answer(&caller, &model, &ask)?;
-    let head = Head::new("cmpl-", &model.name, &ask, exact);
     match stream {
         None => Ok(axum::Json(whole_body(&head, &texts, ask.n, stream::whole(answer).await?)).into_response()),
         Some(options) => {

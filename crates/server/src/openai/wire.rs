@@ -37,15 +37,15 @@ pub struct Head {
 }
 
 impl Head {
-    /// The head of an answer that begins now; `prompts` are told if they are wanted.
-    pub fn new(id_prefix: &str, model: &str, ask: &Ask, prompts: Vec<Prompt>) -> Head {
+    /// The head of an answer that begins now; `prompts` are made and told if they are wanted.
+    pub fn new(id_prefix: &str, model: &str, ask: &Ask, prompts: impl FnOnce() -> Vec<Prompt>) -> Head {
         Head {
             id: ids::long(id_prefix),
             created: ids::unix_s(),
             model: model.into(),
             wants: ask.wants,
             logprobs: ask.logprobs.is_some(),
-            prompts: if ask.wants.prompt { prompts } else { Vec::new() },
+            prompts: if ask.wants.prompt { prompts() } else { Vec::new() },
         }
     }
 
