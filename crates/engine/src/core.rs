@@ -15,8 +15,7 @@ use octet_tokenizer::Tokenizer;
 
 use crate::adapters::Adapters;
 use crate::disk_cache::{DiskCache, fingerprint};
-use crate::generation::check_experts;
-use crate::handle::{ModelInfo, Shared};
+use crate::handle::{ModelInfo, Shared, within};
 use crate::job::Job;
 use crate::masks::Masks;
 use crate::observer::Observer;
@@ -68,7 +67,7 @@ impl Core {
         progress: Option<&mut dyn FnMut(u64, u64)>,
     ) -> Result<Core, Error> {
         let open = &options.open;
-        check_experts(open.experts_per_token, checkpoint.params().n_experts())?;
+        within("experts_per_token", open.experts_per_token.unwrap_or(1), 1, checkpoint.params().n_experts())?;
         let tokenizer = Tokenizer::of_checkpoint(&checkpoint)?;
         let path = checkpoint.path().to_path_buf();
         let files = checkpoint.files().to_vec();

@@ -11,6 +11,7 @@ use octet_model::{AdapterId, Record, Transformer};
 use octet_tokenizer::Tokenizer;
 
 use crate::core::Core;
+use crate::handle::within;
 use crate::{EngineOptions, Error, Event, Flow, Logprobs, OpenOptions, Request, Sampling, Stop, StopReason, TextStart};
 
 /// A model with its tokenizer and one answer at a time.
@@ -126,7 +127,7 @@ impl Generator {
     /// # Errors
     /// [`Error::Setting`] if the model has not so many, or none are asked for.
     pub fn set_experts_per_token(&mut self, experts: Option<usize>) -> Result<(), Error> {
-        check_experts(experts, self.model().config().num_experts)?;
+        within("experts_per_token", experts.unwrap_or(1), 1, self.model().config().num_experts)?;
         self.core.options.open.experts_per_token = experts;
         Ok(())
     }
@@ -183,16 +184,6 @@ impl Generator {
             }
         }
         Ok(draft.answer)
-    }
-}
-
-/// Refuses to let more experts work on a token than there are, or none.
-pub(crate) fn check_experts(asked: Option<usize>, n_experts: usize) -> Result<(), Error> {
-    match asked {
-        Some(asked) if !(1..=n_experts).contains(&asked) => {
-            Err(Error::Setting(format!("experts_per_token is {asked}; it has to be from 1 to {n_experts}")))
-        }
-        _ => Ok(()),
     }
 }
 

@@ -111,13 +111,16 @@ impl Shared {
             let known = if known.is_empty() { "none".into() } else { known.join(", ") };
             return Err(Error::Setting(format!("there is no adapter {name:.100}; this model has {known}")));
         }
-        match limits.into_iter().find(|(_, value, least, most)| value < least || value > most) {
-            Some((name, value, least, most)) => {
-                Err(Error::Setting(format!("{name} is {value}; it has to be from {least} to {most}")))
-            }
-            None => Ok(()),
-        }
+        limits.into_iter().try_for_each(|(name, value, least, most)| within(name, value, least, most))
     }
+}
+
+/// Refuses a number outside its range, by its name.
+pub(crate) fn within(name: &str, value: usize, least: usize, most: usize) -> Result<(), Error> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Setting(format!("{name} is {value}; it has to be from {least} to {most}")))
 }
 
 /// Gives requests to an engine. Cheap to clone, free to share between threads.

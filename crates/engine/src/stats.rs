@@ -182,7 +182,7 @@ pub struct Stats {
     pub mask_time: Duration,
     /// Steps by time; see [`STEP_BUCKETS_MS`]. Not cumulative.
     pub step_buckets: [u64; STEP_BUCKETS_MS.len() + 1],
-    /// Since the last step ended. Large while something runs or waits means that the engine hangs.
+    /// Since the last step ended, or an idle engine got something to do. Large while something runs or waits means that the engine hangs.
     pub since_last_step: Duration,
     /// Experts of a layer.
     pub num_experts: usize,
