@@ -113,10 +113,7 @@ impl Body {
     pub fn finish(self) -> Result<Ignored, Refusal> {
         match self.fields.keys().find(|name| !self.known.contains(&name.as_str())) {
             None => Ok(self.ignored),
-            Some(name) => Err(Refusal {
-                fault: Fault::UnknownField,
-                ..Refusal::field(name.clone(), format!("{name} is no field that this endpoint knows; leave it out"))
-            }),
+            Some(name) => Err(Refusal::unknown(name.as_str())),
         }
     }
 }

@@ -60,6 +60,13 @@ impl Refusal {
         Refusal { param: Some(param.into()), ..Refusal::new(Fault::Invalid, message) }
     }
 
+    /// A field that no endpoint of its kind has.
+    pub fn unknown(param: impl Into<String>) -> Refusal {
+        let param = param.into();
+        let message = format!("{param} is no field that this endpoint knows; leave it out");
+        Refusal { param: Some(param), ..Refusal::new(Fault::UnknownField, message) }
+    }
+
     /// A field with a value that is documented but not served here.
     pub fn unsupported(param: &str, why: &str) -> Refusal {
         Refusal::field(param, format!("{param} is not supported: {why}"))

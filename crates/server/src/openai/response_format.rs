@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::ask::Constraint;
-use crate::refusal::{Fault, Refusal};
+use crate::refusal::Refusal;
 
 /// The field of all endpoints but `/v1/responses`.
 pub const FIELD: &str = "response_format";
@@ -63,14 +63,10 @@ fn check_keys(format: &Value, kind: &str, at: &str) -> Result<(), Refusal> {
         let fields = value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
         fields.map(|(key, _)| key.clone()).collect()
     };
-    let unknown = |place: String| Refusal {
-        fault: Fault::UnknownField,
-        ..Refusal::field(place.clone(), format!("{place} is not known here; leave it out"))
-    };
     for key in given(format).iter().filter(|key| *key != "type") {
         let place = format!("{at}.{key}");
         match KEYS.iter().find(|(known, _)| known == key) {
-            None => return Err(unknown(place)),
+            None => return Err(Refusal::unknown(place)),
             Some((_, kinds)) if !kinds.contains(&kind) => {
                 let message = format!("{place} is for type {} only, and the type is {kind}", kinds.join(" or "));
                 return Err(Refusal::field(place, message));
@@ -80,7 +76,7 @@ fn check_keys(format: &Value, kind: &str, at: &str) -> Result<(), Refusal> {
     }
     let inner = format.get("json_schema").map(given).unwrap_or_default();
     match inner.iter().find(|key| !SCHEMA_KEYS.contains(&key.as_str())) {
-        Some(key) => Err(unknown(format!("{at}.json_schema.{key}"))),
+        Some(key) => Err(Refusal::unknown(format!("{at}.json_schema.{key}"))),
         None => Ok(()),
     }
 }

@@ -122,10 +122,9 @@ fn apply(fields: &ResponseFields, ask: &mut Ask) -> Result<(), Refusal> {
         return Err(Refusal::field("top_logprobs", format!("top_logprobs has to be 0 to {MAX_TOP_LOGPROBS}")));
     }
     let text = fields.text.as_ref();
-    let keys = text.and_then(Value::as_object).into_iter().flat_map(|text| text.keys());
-    if let Some(key) = keys.into_iter().find(|key| !["format", "verbosity"].contains(&key.as_str())) {
-        let place = format!("text.{key}");
-        return Err(Refusal::field(place.clone(), format!("{place} is not known here; leave it out")));
+    let mut keys = text.and_then(Value::as_object).into_iter().flat_map(|text| text.keys());
+    if let Some(key) = keys.find(|key| !["format", "verbosity"].contains(&key.as_str())) {
+        return Err(Refusal::unknown(format!("text.{key}")));
     }
     let verbosity = text.and_then(|text| text.get("verbosity")).and_then(Value::as_str);
     if verbosity.is_some_and(|word| word != "medium") {
